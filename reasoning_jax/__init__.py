@@ -1,0 +1,1 @@
+"""reasoning_jax: train, sample and compare reasoning models that can take things back."""
