@@ -1,0 +1,1 @@
+"""A decoder transformer as pure functions over parameter pytrees."""

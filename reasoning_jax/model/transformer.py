@@ -1,0 +1,338 @@
+"""The decoder: parameter specs and `apply`. Layers are stacked on a leading axis and scanned.
+
+One implementation covers GPT-2, Llama 2/3, SmolLM2, Qwen 2/2.5 and Qwen 3; `ModelConfig` says which
+parts are on. Outputs are hidden states; `readout.py` turns them into logits or log-probabilities.
+Nothing here samples, and nothing here computes a loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from reasoning_jax import sharding
+from reasoning_jax.config import ModelConfig
+from reasoning_jax.model import attention as attn
+from reasoning_jax.model.cache import Cache, write_layer
+from reasoning_jax.model.spec import Params, ParamSpec
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from reasoning_jax.model.lora import Lora
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@struct.dataclass
+class Output:
+    """What `apply` returns. `hidden` is after the final norm: exactly what the unembedding reads.
+
+    `states[i]` is the residual stream after the i-th captured layer and `weights[i]` the attention
+    probabilities of the i-th captured layer, in the order asked for.
+    """
+
+    hidden: Float[Array, "B T D"]
+    cache: Cache | None = None
+    states: tuple[Float[Array, "B T D"], ...] = ()
+    weights: tuple[Float[Array, "B N T S"], ...] = ()
+
+
+def param_specs(config: ModelConfig) -> Params:
+    """The tree of `ParamSpec`s of a model; layer parameters have a leading `layers` axis.
+
+    Tree (shapes without the layer axis; biases where the config has them):
+      embedding/tokens [V, D], embedding/positions [P, D] (learned positions)
+      layers/attention_norm/{scale,bias}, layers/mlp_norm/{scale,bias} [D]
+      layers/attention/query [D, N, H], key and value [D, K, H], output [N, H, D], *_bias,
+        query_norm and key_norm [H] (QK norm)
+      layers/mlp/gate [D, F] (SwiGLU), up [D, F], down [F, D], up_bias, down_bias
+      final_norm/{scale,bias}, unembedding [D, V] (untied)
+    """
+    c, L = config, config.n_layers
+    fan = lambda n: 1.0 / math.sqrt(n)  # noqa: E731
+    residual = 1.0 / math.sqrt(2 * L)
+
+    def layered(shape: tuple[int, ...], axes: tuple[str, ...], init: str = "normal", std=0.0):
+        return ParamSpec((L, *shape), ("layers", *axes), init, std)
+
+    def norm(stack: bool) -> Params:
+        make = layered if stack else ParamSpec
+        specs: Params = {"scale": make((c.d_model,), ("norm",), "ones")}
+        if c.norm == "layernorm":
+            specs["bias"] = make((c.d_model,), ("norm",), "zeros")
+        return specs
+
+    attention: Params = {
+        "query": layered((c.d_model, c.n_heads, c.head_dim), ("embed", "heads", "head_dim"),
+                         std=fan(c.d_model)),
+        "key": layered((c.d_model, c.n_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"),
+                       std=fan(c.d_model)),
+        "value": layered((c.d_model, c.n_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"),
+                         std=fan(c.d_model)),
+        "output": layered((c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"),
+                          std=residual * fan(c.n_heads * c.head_dim)),
+    }  # fmt: skip
+    if c.qkv_bias:
+        attention["query_bias"] = layered((c.n_heads, c.head_dim), ("heads", "head_dim"), "zeros")
+        for name in ("key_bias", "value_bias"):
+            attention[name] = layered((c.n_kv_heads, c.head_dim), ("kv_heads", "head_dim"), "zeros")
+    if c.output_bias:
+        attention["output_bias"] = layered((c.d_model,), ("norm",), "zeros")
+    if c.qk_norm:
+        attention["query_norm"] = layered((c.head_dim,), ("head_dim",), "ones")
+        attention["key_norm"] = layered((c.head_dim,), ("head_dim",), "ones")
+
+    mlp: Params = {
+        "up": layered((c.d_model, c.d_ff), ("embed", "ff"), std=fan(c.d_model)),
+        "down": layered((c.d_ff, c.d_model), ("ff", "embed"), std=residual * fan(c.d_ff)),
+    }
+    if c.mlp == "swiglu":
+        mlp["gate"] = layered((c.d_model, c.d_ff), ("embed", "ff"), std=fan(c.d_model))
+    if c.output_bias:
+        mlp["up_bias"] = layered((c.d_ff,), ("ff",), "zeros")
+        mlp["down_bias"] = layered((c.d_model,), ("norm",), "zeros")
+
+    embedding: Params = {
+        "tokens": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"), std=c.init_std)
+    }
+    if c.position == "learned":
+        embedding["positions"] = ParamSpec(
+            (c.max_positions, c.d_model), ("positions", "embed"), std=c.init_std
+        )
+    specs: Params = {
+        "embedding": embedding,
+        "layers": {
+            "attention_norm": norm(True),
+            "attention": attention,
+            "mlp_norm": norm(True),
+            "mlp": mlp,
+        },
+        "final_norm": norm(False),
+    }
+    if not c.tied_embeddings:
+        specs["unembedding"] = ParamSpec(
+            (c.d_model, c.vocab_size), ("embed", "vocab"), std=c.init_std
+        )
+    return specs
+
+
+def embed(params: Params, config: ModelConfig, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Token embeddings in the compute dtype, without positions."""
+    return sharding.lookup(params["embedding"]["tokens"], tokens).astype(config.compute_dtype)
+
+
+def apply(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"] | None = None,
+    *,
+    embeddings: Float[Array, "B T D"] | None = None,
+    positions: Int[Array, "B T"],
+    attention: attn.Causal | attn.Dense = attn.Causal(),
+    cache: Cache | None = None,
+    lora: Lora | None = None,
+    capture_states: tuple[int, ...] = (),
+    capture_weights: tuple[int, ...] = (),
+) -> Output:
+    """Run the decoder on tokens, or on embeddings in their place (Coconut's latent feedback).
+
+    With a cache, the T new tokens go to the slots from `cache.length[b]` on and the returned cache
+    is T longer; the keys are then all S slots. Without one, the keys are the T tokens themselves.
+
+    Args:
+      positions: explicit, because packing and padding decide them: RoPE angles or rows of the
+        learned table.
+      lora: adapters of `lora.py`, or None.
+      capture_states, capture_weights: layer indices, static.
+
+    Raises:
+      ValueError: not exactly one of tokens and embeddings; a captured layer that does not exist.
+    """
+    if (tokens is None) == (embeddings is None):
+        raise ValueError("apply takes either tokens or embeddings")
+    for layer in (*capture_states, *capture_weights):
+        if not 0 <= layer < config.n_layers:
+            raise ValueError(f"layer {layer} does not exist; the model has {config.n_layers}")
+    if tokens is not None:
+        x = embed(params, config, tokens)
+    else:
+        assert embeddings is not None
+        x = embeddings.astype(config.compute_dtype)
+    if config.position == "learned":
+        x = x + sharding.lookup(params["embedding"]["positions"], positions).astype(x.dtype)
+        rotation = None
+    else:
+        rotation = rope_rotation(config, positions)
+
+    B, T, _ = x.shape
+    start = jnp.zeros((B,), jnp.int32) if cache is None else cache.length
+    slots = start[:, None] + jnp.arange(T)[None, :]
+    n_keys = T if cache is None else cache.slots
+    mask = attn.visibility(attention, slots, n_keys, cached=cache is not None)
+    spec = (sharding.axis_of(x, 0), None, None)
+    mask = sharding.reshard(mask, sharding.P(*spec))
+
+    captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
+    captured_weights = tuple(
+        _zeros((B, config.n_heads, T, n_keys), (spec[0], "tensor", None, None))
+        for _ in capture_weights
+    )
+
+    def layer_step(carry, xs):
+        x, keys, values, states, weights = carry
+        index, layer, layer_lora = xs
+
+        def block(x, keys, values):
+            return _layer(
+                layer, layer_lora, lora_scale, config, x, rotation, mask, start, index, keys, values,
+                return_weights=bool(capture_weights),
+            )  # fmt: skip
+
+        if config.remat != "none":
+            block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat])
+        x, keys, values, probs = block(x, keys, values)
+        states = tuple(
+            jnp.where(index == layer_no, x, s) for s, layer_no in zip(states, capture_states)
+        )
+        weights = tuple(
+            jnp.where(index == layer_no, probs, w) for w, layer_no in zip(weights, capture_weights)
+        )
+        return (x, keys, values, states, weights), None
+
+    keys, values = (None, None) if cache is None else (cache.keys, cache.values)
+    layer_lora = None if lora is None else lora.params["layers"]
+    lora_scale = 1.0 if lora is None else lora.scale
+    (x, keys, values, states, weights), _ = lax.scan(
+        layer_step,
+        (x, keys, values, captured_states, captured_weights),
+        (jnp.arange(config.n_layers), params["layers"], layer_lora),
+    )
+    if cache is not None:
+        assert keys is not None
+        assert values is not None
+        cache = Cache(keys, values, cache.length + T)
+    return Output(_norm(params["final_norm"], config, x), cache, states, weights)
+
+
+def _layer(
+    p: Params,
+    lora: Params | None,
+    scale: float,
+    config: ModelConfig,
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array] | None,
+    mask: jax.Array,
+    start: jax.Array,
+    index: jax.Array,
+    keys: jax.Array | None,
+    values: jax.Array | None,
+    return_weights: bool,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]:
+    """One pre-norm block; writes its keys and values into the stacked cache where there is one."""
+    p_attn, p_mlp = p["attention"], p["mlp"]
+    lora_attn = (lora or {}).get("attention", {})
+    lora_mlp = (lora or {}).get("mlp", {})
+
+    h = _norm(p["attention_norm"], config, x)
+    q = _project(h, p_attn, lora_attn, "query", scale)
+    k = _project(h, p_attn, lora_attn, "key", scale)
+    v = _project(h, p_attn, lora_attn, "value", scale)
+    if config.qk_norm:
+        q = _rms(q, p_attn["query_norm"], config.norm_eps)
+        k = _rms(k, p_attn["key_norm"], config.norm_eps)
+    if rotation is not None:
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+    if keys is not None:
+        assert values is not None
+        keys, k = write_layer(keys, index, start, k)
+        values, v = write_layer(values, index, start, v)
+    mixed, weights = attn.attend(q, k, v, mask, return_weights)
+    x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
+
+    h = _norm(p["mlp_norm"], config, x)
+    up = _project(h, p_mlp, lora_mlp, "up", scale)
+    if config.mlp == "swiglu":
+        hidden = jax.nn.silu(_project(h, p_mlp, lora_mlp, "gate", scale)) * up
+    else:
+        hidden = jax.nn.gelu(up, approximate=True)
+    x = x + _project(hidden, p_mlp, lora_mlp, "down", scale)
+    return x, keys, values, weights
+
+
+def _project(
+    x: jax.Array, p: Params, lora: Params, name: str, scale: float, n_in: int = 1
+) -> jax.Array:
+    """x @ W (+ low-rank update) (+ bias) for the projection `name` of a layer."""
+    y = sharding.linear(x, sharding.gather_fsdp(p[name]).astype(x.dtype), n_in)
+    if name in lora:
+        down = sharding.gather_fsdp(lora[name]["down"]).astype(x.dtype)
+        up = sharding.gather_fsdp(lora[name]["up"]).astype(x.dtype)
+        y = y + scale * sharding.linear(sharding.linear(x, down, n_in), up)
+    if f"{name}_bias" in p:
+        y = y + p[f"{name}_bias"].astype(x.dtype)
+    return y
+
+
+def _norm(p: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
+    if config.norm == "rmsnorm":
+        return _rms(x, p["scale"], config.norm_eps)
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + config.norm_eps)
+    return (y * p["scale"] + p["bias"]).astype(x.dtype)
+
+
+def _rms(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return (y * scale).astype(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
+    """Radians per position of each rotary pair, with Llama-3's scaling where `rope_factor` > 1.
+
+    Wavelengths above original/low are slowed by the factor, those below original/high are kept,
+    those between are interpolated.
+    """
+    half = config.head_dim // 2
+    base = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_factor == 1.0:
+        return base
+    wavelength = 2 * jnp.pi / base
+    low, high = config.rope_low_frequency, config.rope_high_frequency
+    smooth = (config.rope_original_positions / wavelength - low) / (high - low)
+    smooth = jnp.clip(smooth, 0.0, 1.0)
+    return (1 - smooth) * base / config.rope_factor + smooth * base
+
+
+def rope_rotation(
+    config: ModelConfig, positions: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    """Cosine and sine [B, T, H/2] in float32, shared by all layers and heads."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (i, i + H/2) of every head by the position's angles."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
+
+
+def _zeros(shape: tuple[int, ...], spec: tuple[Any, ...]) -> jax.Array:
+    kwargs = {"out_sharding": sharding.P(*spec)} if sharding.has_mesh() else {}
+    return jnp.zeros(shape, jnp.float32, **kwargs)

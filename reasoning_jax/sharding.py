@@ -1,0 +1,151 @@
+"""The mesh, the rules from logical axes to mesh axes, and helpers for Explicit-mode sharding.
+
+One mesh shape serves a laptop and a pod: `(data, fsdp, tensor)`, axis types Explicit, so that a
+wrong layout is an error at trace time. Batches are split over `data` and `fsdp`; parameters over
+`fsdp` (gathered where they are used) and `tensor`. Every helper also works without a mesh in
+context, so the model can be called from a notebook with plain arrays.
+
+This module never decides sizes: `config.validate` has already refused what does not divide.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis of a parameter -> mesh axis that splits it.
+RULES: dict[str, str | None] = {
+    "layers": None,
+    "vocab": "tensor",
+    "positions": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ff": "tensor",
+    "rank": None,
+    "norm": None,
+}
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A `(data, fsdp, tensor)` Explicit mesh; one axis may be -1 and takes the remaining devices.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = resolve_mesh_shape((data, fsdp, tensor), len(devices))
+    return jax.make_mesh(shape, MESH_AXES, devices=devices)
+
+
+def resolve_mesh_shape(shape: tuple[int, int, int], devices: int) -> tuple[int, int, int]:
+    """Replace the one -1 of a mesh shape. Raises ValueError when it cannot cover the devices."""
+    known = int(np.prod([n for n in shape if n != -1]))
+    if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+        raise ValueError(f"mesh axes must be positive, one of them may be -1; got {shape}")
+    if -1 in shape:
+        if devices % known:
+            raise ValueError(f"mesh {shape} does not divide {devices} devices")
+        data, fsdp, tensor = (devices // known if n == -1 else n for n in shape)
+        return data, fsdp, tensor
+    if known != devices:
+        raise ValueError(f"mesh {shape} covers {known} devices, there are {devices}")
+    return shape
+
+
+def param_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> P:
+    """The PartitionSpec of a parameter. A vocabulary that `tensor` does not divide is replicated.
+
+    Raises:
+      ValueError: another axis is not divisible by its mesh axis.
+    """
+    entries: list[str | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        mesh_axis = RULES[name]
+        parts = mesh.shape[mesh_axis] if mesh_axis else 1
+        if size % parts:
+            if name != "vocab":
+                raise ValueError(f"{name} of size {size} is not divisible by {mesh_axis}={parts}")
+            mesh_axis = None
+        entries.append(mesh_axis)
+    return P(*entries)
+
+
+def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
+    """Sharding of an array whose first axis is the global batch."""
+    return NamedSharding(mesh, P(BATCH_AXES, *[None] * (ndim - 1)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def has_mesh() -> bool:
+    """Whether a mesh is in context (and array types therefore carry shardings)."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def axis_of(x: jax.Array, axis: int) -> Any:
+    """The mesh axis (or axes) over which `x` is split along `axis`; None without a mesh."""
+    return jax.typeof(x).sharding.spec[axis] if has_mesh() else None
+
+
+def reshard(x: jax.Array, spec: P) -> jax.Array:
+    """`jax.reshard` where a mesh is in context, otherwise `x`."""
+    return jax.reshard(x, spec) if has_mesh() else x
+
+
+def gather_fsdp(w: jax.Array) -> jax.Array:
+    """A parameter as computation wants it: whole along `fsdp`, still split along `tensor`."""
+    if not has_mesh():
+        return w
+    spec = jax.typeof(w).sharding.spec
+    if "fsdp" not in spec:
+        return w
+    return jax.reshard(w, P(*[None if s == "fsdp" else s for s in spec]))
+
+
+def linear(x: jax.Array, w: jax.Array, n_in: int = 1, dtype: Any = None) -> jax.Array:
+    """Contract the last `n_in` axes of `x` with the first `n_in` of `w`, whatever their sharding.
+
+    Output axes keep the sharding of the input axes they come from; a contraction over a split
+    axis is summed over the devices.
+    """
+    letters = iter(string.ascii_letters)
+    lead = [next(letters) for _ in range(x.ndim - n_in)]
+    inner = [next(letters) for _ in range(n_in)]
+    out = [next(letters) for _ in range(w.ndim - n_in)]
+    equation = f"{''.join(lead + inner)},{''.join(inner + out)}->{''.join(lead + out)}"
+    kwargs: dict[str, Any] = {"preferred_element_type": dtype}
+    if has_mesh():
+        spec_x, spec_w = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
+        kwargs["out_sharding"] = P(*spec_x[: len(lead)], *spec_w[n_in:])
+    return jnp.einsum(equation, x, w, **kwargs)
+
+
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """`table[ids]` for a table [V, D] of any sharding and ids [B, T]: [B, T, D], batch-sharded."""
+    if not has_mesh():
+        return table[ids]
+    table = jax.reshard(table, P(None, None))
+    return table.at[ids].get(out_sharding=P(*jax.typeof(ids).sharding.spec, None))
+
+
+def repeat_rows(x: jax.Array, times: int) -> jax.Array:
+    """Repeat each row (a prompt) `times` times in place (its group): [B, ...] -> [B*times, ...]."""
+    if not has_mesh():
+        return jnp.repeat(x, times, axis=0)
+    return jnp.repeat(x, times, axis=0, out_sharding=jax.typeof(x).sharding.spec)
