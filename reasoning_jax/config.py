@@ -168,7 +168,7 @@ class OptimizerConfig:
     eps: float = _number(1e-8, 0.0)
     clip_norm: float = _number(1.0, 0.0)
     accumulate: int = _number(1, 1)
-    no_decay: tuple[str, ...] = ("norm", "bias", "embedding")
+    no_decay: tuple[str, ...] = ("norm|bias|embedding",)
     freeze: tuple[str, ...] = ()
 
 

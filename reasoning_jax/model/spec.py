@@ -57,7 +57,8 @@ def init_params(
 ) -> Params:
     """Draw all parameters, each with a key of its own path, so that adding one moves no other.
 
-    With a mesh the values are created in their shards; they equal those drawn without one up to the last bit.
+    With a mesh the values are created in their shards, equal to those drawn without one up to the
+    last bit.
     """
     build = {"zeros": _zeros, "ones": _ones, "normal": _normal}
 

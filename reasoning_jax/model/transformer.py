@@ -32,6 +32,9 @@ REMAT_POLICIES = {
 }
 
 
+CAUSAL = attn.Causal()
+
+
 @struct.dataclass
 class Output:
     """What `apply` returns. `hidden` is after the final norm: exactly what the unembedding reads.
@@ -137,7 +140,7 @@ def apply(
     *,
     embeddings: Float[Array, "B T D"] | None = None,
     positions: Int[Array, "B T"],
-    attention: attn.Causal | attn.Dense = attn.Causal(),
+    attention: attn.Causal | attn.Dense = CAUSAL,
     cache: Cache | None = None,
     lora: Lora | None = None,
     capture_states: tuple[int, ...] = (),
@@ -193,7 +196,8 @@ def apply(
 
         def block(x, keys, values):
             return _layer(
-                layer, layer_lora, lora_scale, config, x, rotation, mask, start, index, keys, values,
+                layer, layer_lora, lora_scale, config,
+                x, rotation, mask, start, index, keys, values,
                 return_weights=bool(capture_weights),
             )  # fmt: skip
 

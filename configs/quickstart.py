@@ -1,0 +1,35 @@
+"""Quickstart: adding numbers with a character model that can take digits back.
+
+Claim    behavioural cloning on backspace-augmented data (bc) recovers from wrong digits that
+         maximum likelihood (mle) is stuck with, at equal steps and no loss on clean prompts.
+Command  make quickstart      (both arms and the report)
+         reasoning-jax train --config=configs/quickstart.py:objective=bc --workdir=runs/bc
+"""
+
+from reasoning_jax import config as rc
+from reasoning_jax.tasks import task_dials
+
+
+def get_config(arg: str = ""):
+    arg = rc.parse_arg(arg, objective="bc", seed=0)
+    config = rc.default_config()
+    config.seed = arg.seed
+    config.task = {"name": "arithmetic", **task_dials("arithmetic"), "max_digits": 2}
+    config.objective.name = arg.objective
+    config.noise.rate = 0.1 if arg.objective == "bc" else 0.0
+    config.data.seq_len = 16
+    config.model.d_model = 64
+    config.model.n_heads = config.model.n_kv_heads = 4
+    config.model.head_dim = 16
+    config.model.d_ff = 192
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 0.01
+    config.train.steps = 2000
+    config.train.batch_rows = 128
+    config.train.log_every_steps = 100
+    config.train.evaluate_every_steps = 500
+    config.train.checkpoint_every_steps = 500
+    config.sampling.max_actions = 16
+    config.evaluate.problems = 512
+    config.evaluate.batch_rows = 512
+    return config

@@ -1,0 +1,1 @@
+"""One module a command; each takes parsed flags and returns an exit code."""

@@ -1,0 +1,253 @@
+"""From a Config to the objects of a run: task, data, vocabulary, model shape. Starts no backend.
+
+Whatever is wrong with them is found here, before any device is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reasoning_jax import vocab as vocabularies
+from reasoning_jax.config import (
+    COMPUTE_FIELDS,
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+)
+from reasoning_jax.data.batch import Encoder, noise_ids
+from reasoning_jax.data.examples import Example, TaskSource, extract_answer
+from reasoning_jax.tasks import Task, make_task
+from reasoning_jax.vocab import Vocab
+
+# How many examples are encoded and judged on trial before a run starts.
+_TRIAL = 64
+# Validation and test problems that a task source offers.
+_HELD_OUT = 100_000
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything a command needs that the config implies. `notes` are lines to show at start."""
+
+    config: Config
+    task: Task | None
+    vocab: Vocab
+    model: ModelConfig
+    encoder: Encoder
+    notes: tuple[str, ...] = ()
+
+    def examples(self, split: str) -> Any:
+        """The source of a split's examples. Raises DataError or TaskError."""
+        return open_source(self.config.data, self.task, split)
+
+    def judge(self, source: Any, index: int) -> Any:
+        """A function from a completion's text to whether it answers example `index` of `source`."""
+        prefix = self.config.data.answer_prefix
+        if self.task is not None:
+            return functools.partial(_verified, self.task, source.problem(index), prefix)
+        return functools.partial(_matches, source[index].answer, prefix)
+
+
+def assemble(config: Config, saved_vocab: Vocab | None = None) -> Assembly:
+    """Build the parts of a run and try them on a few examples.
+
+    With `saved_vocab` (of an existing run) no vocabulary is built from data.
+
+    Raises:
+      ConfigError, TaskError, DataError, VocabError, WeightsError
+    """
+    task = _task(config)
+    model, notes = config.model, ()
+    if config.weights.path:
+        from reasoning_jax import weights
+
+        read = weights.read_config(config.weights.path)
+        model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
+    if saved_vocab is not None:
+        vocab = saved_vocab
+    else:
+        vocab, note = _vocab(config, task, model)
+        notes = (note,)
+    if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
+            "leave it 0 to follow the vocabulary"
+        )
+    model = replace(model, vocab_size=vocab.size)
+    if model.position == "learned" and config.data.seq_len > model.max_positions:
+        raise ConfigError(
+            f"data.seq_len={config.data.seq_len} is beyond model.max_positions="
+            f"{model.max_positions}"
+        )
+    if config.objective.name == "bc" and vocab.backspace_id is None:
+        raise ConfigError('objective.name="bc" needs vocab.backspace=True')
+    units = task.noise_units() if task is not None else ()
+    encoder = Encoder(vocab, config.data, config.noise, noise_ids(vocab, config.noise, units))
+    assembly = Assembly(config, task, vocab, model, encoder, notes)
+    _try_out(assembly)
+    return assembly
+
+
+def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
+    """Random access to the examples of a split, from a task, a JSONL file or a TFDS folder."""
+    if data.source == "jsonl":
+        from reasoning_jax.data.jsonl import JsonlSource
+        from reasoning_jax.data.splits import HashSplit
+
+        if not data.validation_path:
+            return HashSplit(JsonlSource(data.path), split)
+        return JsonlSource(data.path if split == "train" else data.validation_path)
+    if data.source == "tfds":
+        from reasoning_jax.data.builder import TfdsSource
+
+        return TfdsSource(data.path, split)
+    assert task is not None
+    size = data.train_problems if split == "train" else _HELD_OUT
+    return TaskSource(task, split, size, with_steps=data.with_steps)
+
+
+def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
+    """What corrupted prefixes are made of: the task's units where each is one token, else text."""
+    units = task.noise_units() if task is not None else ()
+    encoded = [vocab.encode(unit) for unit in units]
+    if encoded and all(len(ids) == 1 for ids in encoded):
+        return [ids[0] for ids in encoded]
+    return vocab.text_ids()
+
+
+def _task(config: Config) -> Task | None:
+    if config.data.source == "jsonl":
+        return None
+    if config.data.source == "tfds":
+        from reasoning_jax.data.builder import TfdsSource
+
+        source = TfdsSource(config.data.path, "train")
+        return make_task(source.task_name, **source.dials)
+    return make_task(config.task.name, **dict(config.task.dials))
+
+
+def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab, str]:
+    """Build the vocabulary; also says what was done."""
+    kind = config.vocab.kind
+    options = {"backspace": config.vocab.backspace, "latent": config.vocab.latent}
+    if kind == "weights":
+        from reasoning_jax import weights
+
+        tokenizer = weights.read_tokenizer(config.weights.path)
+        codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
+        return vocabularies.extend_pretrained(
+            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
+            **options,
+        )  # fmt: skip
+    if config.weights.path:
+        raise ConfigError(
+            f'vocab.kind={kind!r} does not go with weights.path; use vocab.kind="weights"'
+        )
+    if kind == "tokenizer":
+        codec: Any = vocabularies.load_tokenizer(config.vocab.path)
+    elif kind == "byte":
+        codec = vocabularies.ByteCodec()
+    elif kind == "char":
+        codec = vocabularies.CharCodec(_characters(config, task))
+    else:
+        codec = vocabularies.WordCodec(_words(config, task))
+    vocab = vocabularies.make_vocab(codec, **options)
+    return vocab, vocabularies.describe(vocab)
+
+
+def _layout_text(data: DataConfig) -> str:
+    return data.question_suffix + data.step_suffix + data.answer_prefix
+
+
+def _characters(config: Config, task: Task | None) -> str:
+    found = set(_layout_text(config.data))
+    if task is not None:
+        found |= set(task.characters())
+    else:
+        for text in _all_text(config):
+            found |= set(text)
+    return "".join(sorted(found))
+
+
+def _words(config: Config, task: Task | None) -> tuple[str, ...]:
+    found = {"\n", *_layout_text(config.data).split()}
+    if task is not None:
+        if not task.words():
+            raise ConfigError(
+                f'vocab.kind="word": task {task.name} has no fixed set of words; use "char" or '
+                '"byte"'
+            )
+        found |= set(task.words())
+    else:
+        for text in _all_text(config):
+            found |= set(text.split())
+    return tuple(sorted(found))
+
+
+def _all_text(config: Config) -> Any:
+    for split in ("train", "validation"):
+        source = open_source(config.data, None, split)
+        for i in range(len(source)):
+            example = source[i]
+            yield from (example.question, *example.steps, example.answer)
+
+
+def _try_out(assembly: Assembly) -> None:
+    """Encode a few training examples, and check that their own answers are judged right."""
+    import numpy as np
+
+    source = assembly.examples("train")
+    rng = np.random.default_rng(0)
+    for i in range(min(_TRIAL, len(source))):
+        example: Example = source[i]
+        assembly.encoder.encode(example, rng)
+        _, response = assembly.encoder.render(example)
+        if not assembly.judge(source, i)(response):
+            raise ConfigError(
+                f"the reference response {response[:120]!r} of {example.question[:80]!r} is not "
+                f"judged right with data.answer_prefix={assembly.config.data.answer_prefix!r};\n"
+                "set data.answer_prefix to what separates steps from the answer (such as '### '), "
+                "or data.with_steps=False"
+            )
+
+
+def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
+    return task.verify(problem, extract_answer(text, prefix)).correct
+
+
+def _matches(answer: str, prefix: str, text: str) -> bool:
+    return extract_answer(text, prefix).strip() == answer.strip()
+
+
+def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
+    """The first `count` examples of a split as items of `evaluate.accuracy`."""
+    from reasoning_jax.evaluate.accuracy import EvaluationItem
+
+    source = assembly.examples(split)
+    encoder = assembly.encoder
+    items: list[Any] = []
+    for i in range(min(count, len(source))):
+        example = source[i]
+        prompt, response = encoder.render(example)
+        items.append(
+            EvaluationItem(
+                tuple(encoder.prompt_ids(prompt)),
+                tuple(encoder.response_ids(response)),
+                example.difficulty,
+                assembly.judge(source, i),
+            )
+        )
+    return items
+
+
+def clean_encoder(encoder: Encoder) -> Encoder:
+    """The same layout without noise, for validation loss."""
+    return replace(encoder, noise=replace(encoder.noise, rate=0.0))
+
+
+def first_examples(source: Any, count: int) -> Sequence[Example]:
+    return [source[i] for i in range(min(count, len(source)))]

@@ -1,0 +1,119 @@
+"""The run folder: the files that describe a run, written whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reasoning_jax.config import Config, ConfigError, to_dict
+from reasoning_jax.vocab import Vocab
+
+# What may differ between a run and its continuation; everything else decides the result.
+_MAY_CHANGE = ("train", "evaluate", "sampling", "mesh")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of a run. Raises ConfigError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; is {path.parent} a run folder?") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> Vocab:
+    """Create the run folder, or check that an existing one belongs to the same run.
+
+    Returns the vocabulary of the run: the saved one, if it exists.
+
+    Raises:
+      ConfigError: the folder belongs to a run whose config differs in more than the length of
+        training, evaluation, sampling or mesh; or it cannot be written.
+    """
+    values = to_dict(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
+    if (workdir / "config.json").exists():
+        saved = read_json(workdir / "config.json")
+        changed = changed_keys(saved, values)
+        fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE]
+        if fixed:
+            raise ConfigError(
+                f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
+                "Use another --workdir, or the same values to continue it"
+            )
+        vocab = Vocab.from_dict(read_json(workdir / "vocab.json"))
+    else:
+        write_json(workdir / "vocab.json", vocab.to_dict())
+    write_json(workdir / "config.json", values)
+    write_json(workdir / "overrides.json", list(overrides))
+    return vocab
+
+
+def write_environment(workdir: Path) -> None:
+    """`env.json`: where, when, with what and on which devices this run was started."""
+    import jax
+
+    write_json(
+        workdir / "env.json",
+        {
+            "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "commit": _commit(),
+            "hostname": platform.node(),
+            "python": platform.python_version(),
+            "device_kind": jax.devices()[0].device_kind,
+            "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
+            **{name: _version(name) for name in (*_PACKAGES, "reasoning-jax")},
+        },
+    )
+
+
+def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the leaves in which two nested dicts differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = sorted({*before, *after})
+        return [
+            key for n in names for key in changed_keys(before.get(n), after.get(n), f"{prefix}{n}.")
+        ]
+    same = json.dumps(before) == json.dumps(after)
+    return [] if same else [prefix[:-1]]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _commit() -> str:
+    try:
+        out = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return out.stdout.strip() or "unknown"

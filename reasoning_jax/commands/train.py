@@ -1,0 +1,174 @@
+"""`train`: start or continue a run in a folder; also what `--dry_run` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reasoning_jax import sharding
+from reasoning_jax.commands import runfolder
+from reasoning_jax.commands.assemble import (
+    Assembly,
+    assemble,
+    clean_encoder,
+    corruption_ids,
+    evaluation_items,
+    first_examples,
+)
+from reasoning_jax.config import Config, ObjectiveConfig, batch_tree, check_devices
+from reasoning_jax.data.batch import Batch
+from reasoning_jax.data.pipeline import SupervisedSource, fixed_batches
+from reasoning_jax.evaluate.accuracy import Evaluation, evaluate_items
+from reasoning_jax.model import spec
+from reasoning_jax.train import loop, losses
+from reasoning_jax.train import state as states
+from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
+
+# Folded into the seed's key; one number a purpose.
+KEY_EVALUATE = 2
+
+
+def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool = False) -> int:
+    """Train to the end, or until preempted. Returns the exit code."""
+    assembly = assemble(config, _saved_vocab(workdir))
+    vocab = runfolder.open_run(workdir, config, overrides, assembly.vocab)
+    mesh_shape = check_devices(config, assembly.model, jax.device_count())
+    runfolder.write_environment(workdir)
+    mesh = sharding.make_mesh(*mesh_shape)
+    with jax.set_mesh(mesh):
+        program = make_program(config, assembly.model, vocab.backspace_id)
+        if not quiet:
+            for note in assembly.notes:
+                print(note)
+            parameters = spec.count_params(program.specs)
+            print(f"{parameters:,} parameters; {mesh.size} device(s)")
+            print(batch_tree(config, mesh_shape), flush=True)
+        pretrained = load_pretrained(assembly, mesh)
+        state = fresh_state(program, mesh, pretrained)
+        source = SupervisedSource(
+            assembly.examples("train"),
+            assembly.encoder,
+            batch_rows=config.train.batch_rows,
+            seed=config.seed,
+            mesh=mesh,
+            pack_examples=config.data.pack_examples,
+        )
+        run = loop.Run(
+            config, assembly.model, workdir, state, source, program.step,
+            make_evaluate(assembly, mesh, workdir), {"config": runfolder.to_dict(config)},
+        )  # fmt: skip
+        return loop.train(run, quiet)
+
+
+def dry_run(config: Config) -> int:
+    """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
+    assembly = assemble(config)
+    mesh_shape = check_devices(config, assembly.model, jax.device_count())
+    mesh = sharding.make_mesh(*mesh_shape)
+    with jax.set_mesh(mesh):
+        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+        for note in assembly.notes:
+            print(note)
+        print(batch_tree(config, mesh_shape))
+        print(parameter_table(program, mesh))
+        memory = plan_memory(program, mesh)
+    print("bytes per device")
+    for name, size in {**memory, "total": sum(memory.values())}.items():
+        print(f"  {name:<24} {size:>16,}  {size / 2**20:10.1f} MiB")
+    return 0
+
+
+def parameter_table(program: Program, mesh: jax.sharding.Mesh) -> str:
+    """One line a parameter: path, shape, sharding, whether it is trained."""
+    lines = []
+    for path, s in spec.flatten(program.specs).items():
+        split = sharding.param_spec(s.axes, s.shape, mesh)
+        mark = "" if path in program.trained else "  frozen"
+        lines.append(f"  {path:<44} {s.shape!s:<24} {tuple(split)}{mark}")
+    trained = {p: s for p, s in spec.flatten(program.specs).items() if p in program.trained}
+    total, some = spec.count_params(program.specs), spec.count_params(trained)
+    return "\n".join([f"{total:,} parameters, {some:,} trained", *lines])
+
+
+def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params | None:
+    """The parameters of `weights.path` with rows for the added specials; None without a path."""
+    config = assembly.config
+    if not config.weights.path:
+        return None
+    from reasoning_jax import weights
+
+    loaded = weights.load(config.weights.path, param_dtype=config.model.param_dtype, mesh=mesh)
+    params, _ = weights.resize_vocab(loaded.params, loaded.config, assembly.vocab.size)
+    return params
+
+
+def make_evaluate(
+    assembly: Assembly, mesh: jax.sharding.Mesh, workdir: Path
+) -> Callable[[states.TrainState], dict[str, float]]:
+    """Evaluation of a state on the configured split: clean loss, accuracy, recovery.
+
+    Writes `eval/step_N.json` and `samples/step_N.jsonl`; returns the scalars.
+    """
+    config = assembly.config
+    count, rows = config.evaluate.problems, config.evaluate.batch_rows
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    examples = first_examples(assembly.examples(config.evaluate.split), count)
+    rows = min(rows, len(examples))
+    rows += -rows % split
+    placed = [
+        Batch(**{n: jax.device_put(x, sharding.batch_sharding(mesh)) for n, x in b.items()})
+        for b in fixed_batches(examples, clean_encoder(assembly.encoder), rows, config.seed)
+    ]
+    clean_loss = jax.jit(
+        losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.vocab.backspace_id)
+    )
+
+    def evaluate(state: states.TrainState) -> dict[str, float]:
+        adapters = states.adapters(state.params, config)
+        scalars = loop.validation_loss(clean_loss, state, placed, adapters)
+        result = run_evaluation(assembly, mesh, state.params)
+        write_evaluation(workdir, int(state.step), config.evaluate.split, result)
+        return {**scalars, **{n: m.to_dict()["value"] for n, m in result.metrics.items()}}
+
+    return evaluate
+
+
+def run_evaluation(assembly: Assembly, mesh: jax.sharding.Mesh, params: spec.Params) -> Evaluation:
+    """All measures of `evaluate.accuracy` for given parameters. Depends on the seed alone."""
+    config = assembly.config
+    e = config.evaluate
+    return evaluate_items(
+        params["model"], states.adapters(params, config), assembly.model, assembly.vocab,
+        config.sampling, evaluation_items(assembly, e.split, e.problems),
+        samples_per_problem=e.samples_per_problem, ks=e.pass_at_k,
+        corrupt_tokens=e.corrupt_tokens,
+        corrupt_ids=corruption_ids(assembly.vocab, assembly.task),
+        batch_rows=e.batch_rows, saved_samples=e.saved_samples,
+        key=jax.random.fold_in(jax.random.key(config.seed), KEY_EVALUATE), seed=config.seed,
+        mesh=mesh,
+    )  # fmt: skip
+
+
+def write_evaluation(workdir: Path, step: int, split: str, result: Evaluation) -> None:
+    """The files of one evaluation, as the report reads them."""
+    values = result.to_dict()
+    n = values["metrics"]["exact_match"]["n"]
+    runfolder.write_json(
+        workdir / "eval" / f"step_{step:08d}.json",
+        {"step": step, "split": split, "n_problems": n, **values},
+    )
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
+    (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _saved_vocab(workdir: Path) -> Any:
+    from reasoning_jax.vocab import Vocab
+
+    path = workdir / "vocab.json"
+    return Vocab.from_dict(runfolder.read_json(path)) if path.exists() else None

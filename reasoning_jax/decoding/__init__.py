@@ -1,0 +1,1 @@
+"""Sampling from a model: backspace as rewind, filters, exact log-probabilities."""

@@ -1,0 +1,210 @@
+"""Batched sampling in one compiled program, with `<backspace>` as a rewind of the KV cache.
+
+Slot = position = depth. Each step feeds every row's top token at its own slot, so a row that has
+just deleted a token feeds the new top once more and overwrites its slot with identical values:
+uniform cost, no branches. Rows in a batch may have different prompts, depths and floors. At the
+action budget and at the depth budget `<eos>` is forced, so that every trajectory ends.
+
+The log-probability of an executed action is that of the distribution it was drawn from, computed by
+`action_log_probs`, which training uses too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from reasoning_jax import sharding
+from reasoning_jax.config import ModelConfig, SamplingConfig
+from reasoning_jax.model import cache as kv
+from reasoning_jax.model import readout, transformer
+from reasoning_jax.vocab import Vocab
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+# Low enough that exp underflows to 0 in float32, finite so that 0 * log p stays 0.
+FORBIDDEN = -1e30
+
+
+@dataclass(frozen=True)
+class ActionIds:
+    """The ids that the sampler must know: `<eos>`, `<backspace>` (or None), and never-drawn ids."""
+
+    eos: int
+    backspace: int | None
+    never: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(vocab: Vocab) -> ActionIds:
+        return ActionIds(vocab.eos_id, vocab.backspace_id, tuple(vocab.unsampled_ids()))
+
+
+@struct.dataclass
+class Completions:
+    """What was executed, and what is left standing.
+
+    `actions`, `log_probs`, `forced` [B, A] are aligned; the first `length[b]` count. `tokens`
+    [B, S] is prompt plus visible text (with <eos> if reached), `token_count` [B] its length.
+    `forced` marks an <eos> put there by a limit (its log-probability is still the policy's).
+    """
+
+    actions: Int[Array, "B A"]
+    log_probs: Float[Array, "B A"]
+    forced: Bool[Array, "B A"]
+    length: Int[Array, " B"]
+    tokens: Int[Array, "B S"]
+    token_count: Int[Array, " B"]
+
+
+def action_log_probs(
+    logits: Float[Array, "... V"], allowed: Bool[Array, "... V"], sampling: SamplingConfig
+) -> Float[Array, "... V"]:
+    """log of the sampling distribution: disallowed actions out, then temperature, top-k, min-p and
+    top-p in this order, then normalised. Temperature 0 gives the distribution at temperature 1.
+    """
+    z = jnp.where(allowed, logits.astype(jnp.float32), FORBIDDEN)
+    if sampling.temperature > 0:
+        z = jnp.where(allowed, z / sampling.temperature, FORBIDDEN)
+    if 0 < sampling.top_k < z.shape[-1]:
+        kth = lax.top_k(z, sampling.top_k)[0][..., -1:]
+        z = jnp.where(z >= kth, z, FORBIDDEN)
+    if sampling.min_p > 0:
+        z = jnp.where(z >= z.max(-1, keepdims=True) + np.log(sampling.min_p), z, FORBIDDEN)
+    if sampling.top_p < 1:
+        ordered = lax.sort(-z, dimension=-1)
+        probs = jax.nn.softmax(-ordered, axis=-1)
+        # Keep an action while the mass of the more probable ones is below top_p.
+        kept = jnp.cumsum(probs, axis=-1) - probs < sampling.top_p
+        lowest = jnp.where(kept, -ordered, jnp.inf).min(-1, keepdims=True)
+        z = jnp.where(z >= lowest, z, FORBIDDEN)
+    return jnp.where(z > FORBIDDEN, jax.nn.log_softmax(z, axis=-1), FORBIDDEN)
+
+
+def allowed_actions(
+    ids: ActionIds, vocab_size: int, depth: Int[Array, " B"], floor: Int[Array, " B"]
+) -> Bool[Array, "B V"]:
+    """Which actions a state has: everything but the never-drawn ids; no backspace at the floor."""
+    ordinary = np.ones(vocab_size, bool)
+    ordinary[list(ids.never)] = False
+    allowed = jnp.asarray(ordinary)[None, :]
+    if ids.backspace is not None:
+        is_backspace = jnp.arange(vocab_size)[None, :] == ids.backspace
+        allowed = allowed & ~(is_backspace & (depth <= floor)[:, None])
+    return jnp.broadcast_to(allowed, (depth.shape[0], vocab_size))
+
+
+def make_sampler(
+    config: ModelConfig, sampling: SamplingConfig, ids: ActionIds
+) -> Callable[..., Completions]:
+    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora=None)`.
+
+    prompts [B, P]: right-padded, `prompt_length[b]` >= 1 ids count. floor [B]: the depth (index of
+    the last undeletable token) below which nothing is deleted; prompt_length - 1 protects the whole
+    prompt. row_ids [B]: the global index of each row; a row's samples depend on `key`, its own id
+    and its own prompt alone, not on its batch mates.
+    """
+    return functools.partial(_sample, config=config, sampling=sampling, ids=ids)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "ids"))
+def _sample(
+    params: Any,
+    prompts: jax.Array,
+    prompt_length: jax.Array,
+    floor: jax.Array,
+    row_ids: jax.Array,
+    key: jax.Array,
+    lora: Any = None,
+    *,
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    ids: ActionIds,
+) -> Completions:
+    B, P = prompts.shape
+    A = sampling.max_actions
+    new_tokens = sampling.max_new_tokens or A
+    slots = P + new_tokens + 1
+    V = config.vocab_size
+    row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
+
+    cache = kv.init_cache(config, B, slots, sharding.axis_of(prompts, 0))
+    positions = jnp.broadcast_to(jnp.arange(P), (B, P))
+    if sharding.has_mesh():
+        positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
+    prefill = transformer.apply(
+        params, config, prompts, positions=positions, cache=cache, lora=lora
+    )
+    assert prefill.cache is not None
+    last = prompt_length - 1
+    zeros = jnp.zeros_like(prompt_length)
+    wide = jnp.zeros_like(prompts[:, :1])
+
+    def columns(n: int, dtype: Any) -> jax.Array:
+        return jnp.concatenate([wide.astype(dtype)] * n, axis=1)
+
+    state = {
+        "step": jnp.int32(0),
+        "cache": prefill.cache,
+        "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
+        "depth": last,
+        "done": zeros > 0,
+        "length": zeros,
+        "actions": columns(A, jnp.int32),
+        "log_probs": columns(A, jnp.float32),
+        "forced": columns(A, bool),
+    }
+
+    def unfinished(s: dict[str, Any]) -> jax.Array:
+        return (s["step"] < A) & ~s["done"].all()
+
+    def step(s: dict[str, Any]) -> dict[str, Any]:
+        depth, done, t = s["depth"], s["done"], s["step"]
+        slot = jnp.arange(slots)[None, :]
+        top = jnp.where(slot == depth[:, None], s["tokens"], 0).sum(-1, keepdims=True)
+        out = transformer.apply(
+            params, config, top, positions=depth[:, None],
+            cache=kv.rewind(s["cache"], depth), lora=lora,
+        )  # fmt: skip
+        logits = readout.logits(params, config, out.hidden[:, 0])
+        allowed = allowed_actions(ids, V, depth, floor)
+        log_probs = action_log_probs(logits, allowed, sampling)
+        if sampling.temperature > 0:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, t)
+            chosen = jax.vmap(jax.random.categorical)(keys, log_probs)
+        else:
+            chosen = jnp.argmax(log_probs, axis=-1)
+        at_limit = (t == A - 1) | (depth - last >= new_tokens)
+        force = at_limit & (chosen != ids.eos)
+        action = jnp.where(at_limit, ids.eos, chosen).astype(jnp.int32)
+        is_action = jnp.arange(V)[None, :] == action[:, None]
+        log_prob = jnp.where(is_action, log_probs, 0.0).sum(-1)
+
+        erased = zeros > 0 if ids.backspace is None else action == ids.backspace
+        moved = jnp.where(erased, jnp.maximum(depth - 1, jnp.minimum(floor, depth)), depth + 1)
+        now = (jnp.arange(A) == t)[None, :] & ~done[:, None]
+        written = (slot == moved[:, None]) & (~erased & ~done)[:, None]
+        return {
+            "step": t + 1,
+            "cache": out.cache,
+            "tokens": jnp.where(written, action[:, None], s["tokens"]),
+            "depth": jnp.where(done, depth, moved),
+            "done": done | (action == ids.eos),
+            "length": s["length"] + ~done,
+            "actions": jnp.where(now, action[:, None], s["actions"]),
+            "log_probs": jnp.where(now, log_prob[:, None], s["log_probs"]),
+            "forced": jnp.where(now, force[:, None], s["forced"]),
+        }
+
+    s = lax.while_loop(unfinished, step, state)
+    return Completions(
+        s["actions"], s["log_probs"], s["forced"], s["length"], s["tokens"], s["depth"] + 1
+    )

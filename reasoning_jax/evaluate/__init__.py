@@ -1,0 +1,1 @@
+"""Measures of a trained model: accuracy, pass@k, recovery from corrupted prefixes."""

@@ -1,0 +1,341 @@
+"""Accuracy of sampled completions: exact match, pass@k, recovery from corrupted prefixes.
+
+Also how much probability the model gives to `<backspace>` where the last token is wrong and where
+nothing is. Works on prompts and a judge; knows neither tasks nor files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasoning_jax import sharding
+from reasoning_jax.config import ModelConfig, SamplingConfig
+from reasoning_jax.decoding.sampler import ActionIds, make_sampler
+from reasoning_jax.model import readout, transformer
+from reasoning_jax.vocab import Vocab
+
+# Prompts are padded to a multiple of this, so that few shapes are compiled.
+_PROMPT_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids to continue. Nothing at or before index `floor` can be deleted."""
+
+    ids: tuple[int, ...]
+    floor: int
+
+
+@dataclass
+class Completion:
+    """One sampled completion, on the host.
+
+    `text` is what stands behind the floor in the end, without <eos>; `truncated` if a limit ended
+    it.
+    """
+
+    prompt: Prompt
+    actions: list[int]
+    log_probs: list[float]
+    forced: list[bool]
+    text: str
+    truncated: bool
+
+
+@dataclass
+class Measure:
+    """A mean with its standard error over n independent units."""
+
+    values: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        n = len(self.values)
+        if not n:
+            return {"value": 0.0, "stderr": None, "n": 0}
+        mean = sum(self.values) / n
+        variance = sum((v - mean) ** 2 for v in self.values) / (n - 1) if n > 1 else math.nan
+        stderr = math.sqrt(variance / n) if n > 1 else None
+        return {"value": mean, "stderr": stderr, "n": n}
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of P(some of k samples is correct) from `samples` with `correct` right.
+
+    1 - C(samples - correct, k) / C(samples, k) (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass@{k} needs 1 <= k <= samples and correct <= samples ({samples})")
+    if samples - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
+
+
+def complete(
+    params: Any,
+    lora: Any,
+    config: ModelConfig,
+    vocab: Vocab,
+    sampling: SamplingConfig,
+    prompts: Sequence[Prompt],
+    key: jax.Array,
+    batch_rows: int,
+    mesh: jax.sharding.Mesh,
+) -> list[Completion]:
+    """Sample one completion a prompt, in batches of `batch_rows`; order is kept.
+
+    A completion depends on `key`, its place in `prompts` and its own prompt alone.
+    """
+    sampler = make_sampler(config, sampling, ActionIds.of(vocab))
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_rows = min(batch_rows, len(prompts))
+    batch_rows += -batch_rows % split
+    width = max(len(p.ids) for p in prompts)
+    width += -width % _PROMPT_BUCKET
+    done: list[Completion] = []
+    for begin in range(0, len(prompts), batch_rows):
+        chunk = list(prompts[begin : begin + batch_rows])
+        filler = [chunk[-1]] * (batch_rows - len(chunk))
+        rows = chunk + filler
+        ids = np.zeros((batch_rows, width), np.int32)
+        for i, p in enumerate(rows):
+            ids[i, : len(p.ids)] = p.ids
+        arrays = (
+            ids,
+            np.array([len(p.ids) for p in rows], np.int32),
+            np.array([p.floor for p in rows], np.int32),
+            np.arange(begin, begin + batch_rows, dtype=np.int32),
+        )
+        placed = [jax.device_put(a, sharding.batch_sharding(mesh, a.ndim)) for a in arrays]
+        out = jax.device_get(sampler(params, *placed, key, lora))
+        done += [_to_host(out, i, p, vocab) for i, p in enumerate(chunk)]
+    return done
+
+
+def _to_host(out: Any, i: int, prompt: Prompt, vocab: Vocab) -> Completion:
+    n, count = int(out.length[i]), int(out.token_count[i])
+    visible = out.tokens[i, prompt.floor + 1 : count].tolist()
+    if visible and visible[-1] == vocab.eos_id:
+        visible.pop()
+    forced = out.forced[i, :n].tolist()
+    return Completion(
+        prompt, out.actions[i, :n].tolist(), out.log_probs[i, :n].tolist(), forced,
+        vocab.decode(visible), any(forced),
+    )  # fmt: skip
+
+
+def corrupt(
+    prompt: Sequence[int],
+    response: Sequence[int],
+    wrong_tokens: int,
+    candidates: Sequence[int],
+    rng: np.random.Generator,
+) -> Prompt | None:
+    """The prompt with a random correct prefix of the response and then wrong tokens.
+
+    The first wrong token differs from the right one at its place. None if `candidates` has no such
+    token. The wrong tokens and the correct prefix can be deleted, the prompt cannot.
+    """
+    cut = int(rng.integers(0, len(response)))
+    wrong = [c for c in candidates if c != response[cut]]
+    if not wrong:
+        return None
+    noise = [wrong[int(rng.integers(len(wrong)))]]
+    noise += [candidates[int(rng.integers(len(candidates)))] for _ in range(wrong_tokens - 1)]
+    return Prompt((*prompt, *response[:cut], *noise), len(prompt) - 1)
+
+
+def backspace_probability(
+    params: Any,
+    lora: Any,
+    config: ModelConfig,
+    vocab: Vocab,
+    sequences: Sequence[Sequence[int]],
+    states: Sequence[Sequence[int]],
+    batch_rows: int,
+    mesh: jax.sharding.Mesh,
+) -> list[float]:
+    """Per sequence, the mean probability of `<backspace>` after the token indices `states`.
+
+    Plain softmax at temperature 1 over the whole vocabulary.
+    """
+    assert vocab.backspace_id is not None
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_rows = min(batch_rows, len(sequences))
+    batch_rows += -batch_rows % split
+    width = max(map(len, sequences))
+    width += -width % _PROMPT_BUCKET
+    means: list[float] = []
+    for begin in range(0, len(sequences), batch_rows):
+        chunk = sequences[begin : begin + batch_rows]
+        ids = np.zeros((batch_rows, width), np.int32)
+        for i, sequence in enumerate(chunk):
+            ids[i, : len(sequence)] = sequence
+        placed = jax.device_put(ids, sharding.batch_sharding(mesh))
+        log_probs = jax.device_get(
+            _label_log_prob(params, lora, placed, label=vocab.backspace_id, config=config)
+        )
+        means += [
+            float(np.exp(log_probs[i, list(at)]).mean())
+            for i, at in enumerate(states[begin : begin + len(chunk)])
+        ]
+    return means
+
+
+def _label_log_prob_impl(
+    params: Any, lora: Any, tokens: jax.Array, *, label: int, config: ModelConfig
+) -> jax.Array:
+    positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1])[None, :]
+    out = transformer.apply(params, config, tokens, positions=positions, lora=lora)
+    return readout.score_labels(params, config, out.hidden, jnp.full_like(tokens, label)).log_prob
+
+
+_label_log_prob = jax.jit(_label_log_prob_impl, static_argnames=("label", "config"))
+
+
+@dataclass(frozen=True)
+class EvaluationItem:
+    """A prompt with its reference response (ids, <eos> last), a group label and a judge."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    difficulty: str
+    is_correct: Callable[[str], bool]
+
+
+@dataclass
+class Evaluation:
+    """Measures over all items and by difficulty, and the completions behind them."""
+
+    metrics: dict[str, Measure]
+    by_difficulty: dict[str, dict[str, Measure]]
+    samples: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        groups = sorted(self.by_difficulty.items())
+        return {
+            "metrics": {name: m.to_dict() for name, m in self.metrics.items()},
+            "by_difficulty": {g: {n: m.to_dict() for n, m in ms.items()} for g, ms in groups},
+        }
+
+
+def evaluate_items(
+    params: Any,
+    lora: Any,
+    config: ModelConfig,
+    vocab: Vocab,
+    sampling: SamplingConfig,
+    items: Sequence[EvaluationItem],
+    *,
+    samples_per_problem: int,
+    ks: Sequence[int],
+    corrupt_tokens: int,
+    corrupt_ids: Sequence[int],
+    batch_rows: int,
+    saved_samples: int,
+    key: jax.Array,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+) -> Evaluation:
+    """Everything this module measures, over the same items.
+
+    exact_match and corrupted_exact_match are means over problems, so their standard errors are
+    those of independent problems whatever `samples_per_problem` is.
+    """
+    result = Evaluation({}, {}, [])
+
+    def record(name: str, item: EvaluationItem, value: float) -> None:
+        result.metrics.setdefault(name, Measure()).values.append(value)
+        if item.difficulty:
+            group = result.by_difficulty.setdefault(item.difficulty, {})
+            group.setdefault(name, Measure()).values.append(value)
+
+    def run(prompts: list[Prompt], purpose: int) -> list[Completion]:
+        return complete(
+            params, lora, config, vocab, sampling, prompts, jax.random.fold_in(key, purpose),
+            batch_rows, mesh,
+        )  # fmt: skip
+
+    n = samples_per_problem
+    clean = [Prompt(item.prompt, len(item.prompt) - 1) for item in items]
+    completions = run([p for p in clean for _ in range(n)], 0)
+    for i, item in enumerate(items):
+        mine = completions[i * n : (i + 1) * n]
+        right = [item.is_correct(c.text) for c in mine]
+        record("exact_match", item, sum(right) / n)
+        for k in ks:
+            record(f"pass@{k}", item, pass_at_k(n, sum(right), k))
+        erased = [c.actions.count(vocab.backspace_id) for c in mine] if vocab.backspace_id else [0]
+        record("backspaces_per_completion", item, sum(erased) / n)
+        record("truncated", item, sum(c.truncated for c in mine) / n)
+        if i < saved_samples:
+            result.samples.append(_sample_record(mine[0], right[0], item, "clean", vocab))
+
+    if corrupt_tokens:
+        rng = np.random.default_rng([seed, 1])
+        drawn = [
+            corrupt(item.prompt, item.response, corrupt_tokens, corrupt_ids, rng) for item in items
+        ]
+        pairs = [(item, p) for item, p in zip(items, drawn) if p is not None]
+        completions = run([p for _, p in pairs], 1)
+        for i, ((item, _), c) in enumerate(zip(pairs, completions)):
+            right = item.is_correct(c.text)
+            record("corrupted_exact_match", item, float(right))
+            if i < saved_samples:
+                result.samples.append(_sample_record(c, right, item, "corrupted", vocab))
+        if vocab.backspace_id is not None:
+            wrong = backspace_probability(
+                params, lora, config, vocab,
+                [p.ids for _, p in pairs], [[len(p.ids) - 1] for _, p in pairs],
+                batch_rows, mesh,
+            )  # fmt: skip
+            for (item, _), probability in zip(pairs, wrong):
+                record("backspace_corrupted", item, probability)
+
+    if vocab.backspace_id is not None:
+        # States after a correct response token: the first, at the floor, has no backspace.
+        long = [item for item in items if len(item.response) > 1]
+        right_states = [
+            range(len(item.prompt), len(item.prompt) + len(item.response) - 1) for item in long
+        ]
+        if long:
+            probabilities = backspace_probability(
+                params, lora, config, vocab,
+                [item.prompt + item.response for item in long], right_states, batch_rows, mesh,
+            )  # fmt: skip
+            for item, probability in zip(long, probabilities):
+                record("backspace_clean", item, probability)
+    return result
+
+
+def _sample_record(
+    c: Completion, right: bool, item: EvaluationItem, kind: str, vocab: Vocab
+) -> dict[str, Any]:
+    """A completion as the report's trace viewer reads it."""
+    floor = c.prompt.floor
+    kinds = {vocab.eos_id: "eos", vocab.backspace_id: "backspace"}
+    return {
+        "kind": kind,
+        "prompt": vocab.decode(c.prompt.ids),
+        "deletable": [vocab.decode([i]) for i in c.prompt.ids[floor + 1 :]],
+        "question": vocab.decode(item.prompt),
+        "answer": vocab.decode(item.response[:-1]),
+        "text": c.text,
+        "correct": right,
+        "difficulty": item.difficulty,
+        "actions": [
+            {
+                "text": vocab.decode([a]),
+                "kind": kinds.get(a, "token"),
+                "logprob": round(lp, 6),
+                "forced": f,
+            }
+            for a, lp, f in zip(c.actions, c.log_probs, c.forced)
+        ],
+    }

@@ -1,0 +1,404 @@
+"""ProsQA: which of two concepts does a name reach in a directed acyclic graph of "is a" edges?
+
+The data set of Coconut (arXiv 2412.06769). Its published files do not follow the generator that
+its paper describes, so the generator here is one that we fitted to the statistics of the published
+validation and test rows: node and edge counts, path lengths, shortest paths, leaves, reachable
+nodes. Every default below that is not in the paper's text is that fit, not the authors' code:
+  1. Of `n_nodes` nodes the first two start a family each; each later one has k ~ Poisson(1.5)
+     parents (none: a new name, in no family).
+  2. Its parents come from the nodes of the first family alone with probability .35; failing that,
+     by a second draw, from those of the second alone with probability .70; else from all nodes.
+  3. Parents are drawn without replacement with weight 1 + 1.5 * depth; a node's depth is one more
+     than its shallowest parent's, its families are those of all its parents.
+  4. Nodes without an edge are dropped and the rest renumbered, so that from < to on each edge.
+  5. The root is the first node whose farthest leaf (of its family alone) is farther; ties by coin.
+     Graphs in which that distance is not 3 to 6 are thrown away.
+  6. The target is one of those farthest leaves, the wrong answer any leaf of the other family
+     alone.
+  7. The steps are one shortest path. Sentences and the two choices are shuffled.
+The text form (sentences, names, concepts) is that of the published rows. The symbolic form follows
+the first author's small-scale variant (arXiv 2505.12514): `a b | c d [Q] x y [R] root`; there, our
+reading of the notes we have is that `|` stands between edges, and `relabel` is ours.
+
+A shortcut worth knowing: the target is deeper than the wrong answer (3.8 against 2.1 edges from
+their roots on the published rows), so that depth alone tells something.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from reasoning_jax.tasks.base import Problem, Score, TaskError, Trace, draw_in_split
+from reasoning_jax.tasks.checks import (
+    require_bool,
+    require_choice,
+    require_int,
+    require_number,
+    require_range,
+    require_strategy,
+    right,
+    show,
+    too_long,
+    wrong,
+)
+
+# fmt: off
+NAMES = (
+    "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly",
+    "Rex", "Sally", "Sam", "Stella", "Tom", "Wren",
+)
+CONCEPTS = (
+    "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus",
+    "grimpus", "gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus",
+    "numpus", "quimpus", "rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus",
+    "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus",
+    "zhorpus", "zumpus",
+)
+# fmt: on
+FORMS = ("text", "symbolic")
+STRATEGIES = ("direct", "bfs", "dfs")
+MAX_SYMBOLIC_NODES = 200
+_MAX_RESPONSE = 200
+# The families of nodes 0 and 1 as bits; a node may be in none or in both.
+_FAMILIES = (1, 2)
+
+
+class Graph(NamedTuple):
+    """A question on a graph: nodes 0 .. n-1, edges (from, to) with from < to, sorted by `to`.
+
+    `root` is 0 or 1; `target` is reachable from it, `neg_target` is not; `path` is a shortest one.
+    """
+
+    n: int
+    edges: tuple[tuple[int, int], ...]
+    root: int
+    target: int
+    neg_target: int
+    path: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ProsQA:
+    """Two choices, one reachable; see the module for the generator and where its numbers are from.
+
+    form: "text" (`Every lempus is a rompus. ... Is Alex a gorpus or bompus?`, steps are sentences,
+      the answer is `Alex is a gorpus.`) or "symbolic" (`0 2 | 2 5 [Q] 5 4 [R] 0`, steps are the
+      nodes of the path after the root, the answer is the target's number).
+    n_nodes: nodes before those without an edge are dropped. At most 38 as text: one concept each.
+    min_hops, max_hops: the range of the distance from root to target, in edges.
+    parent_rate: mean of the Poisson number of parents.
+    first_family, second_family: the chances of the two draws for where parents come from.
+    depth_weight: how much deeper nodes are preferred as parents.
+    relabel: number the nodes at random in the symbolic form; otherwise a node's number grows with
+      its depth, which tells something about the answer.
+    """
+
+    form: str = "text"
+    n_nodes: int = 28
+    min_hops: int = 3
+    max_hops: int = 6
+    parent_rate: float = 1.5
+    first_family: float = 0.35
+    second_family: float = 0.70
+    depth_weight: float = 1.5
+    relabel: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, "form", self.form, FORMS)
+        require_int(self.name, "n_nodes", self.n_nodes, 4, MAX_SYMBOLIC_NODES)
+        if self.form == "text" and self.n_nodes > len(CONCEPTS):
+            raise TaskError(
+                f"{self.name}: n_nodes={self.n_nodes}: there are {len(CONCEPTS)} concepts to name "
+                f"nodes with; at most {len(CONCEPTS)} as text, or form='symbolic'"
+            )
+        # Both first nodes and a leaf of the other family are off the path to the target.
+        longest = self.n_nodes - 3
+        require_range(
+            self.name, "min_hops", self.min_hops, "max_hops", self.max_hops, 1, MAX_SYMBOLIC_NODES
+        )
+        if self.min_hops > longest:
+            raise TaskError(
+                f"{self.name}: min_hops={self.min_hops}: {self.n_nodes} nodes have no longer path "
+                f"than {longest}"
+            )
+        require_number(self.name, "parent_rate", self.parent_rate, 0.1, 10.0)
+        require_number(self.name, "first_family", self.first_family, 0.0, 1.0)
+        require_number(self.name, "second_family", self.second_family, 0.0, 1.0)
+        require_number(self.name, "depth_weight", self.depth_weight, 0.0, 100.0)
+        require_bool(self.name, "relabel", self.relabel)
+
+    @property
+    def name(self) -> str:
+        return "prosqa"
+
+    def problem(self, seed: int, split: str = "train") -> Problem:
+        """The problem of this seed in this split; raises `TaskError` as `draw_in_split` does.
+
+        `data` has the keys of the published rows (idx_to_symbol, edges, root, target, neg_target)
+        and `nodes`. Problems with one graph and one question share a split whatever their names.
+        """
+
+        def draw(rng: np.random.Generator) -> tuple[str, Problem] | None:
+            graph = self._draw_graph(rng)
+            symbols = self._draw_symbols(graph, rng) if graph else None
+            if graph is None or symbols is None:
+                return None
+            key = f"{graph.edges} {graph.root} {graph.target} {graph.neg_target}"
+            return key, self._write(graph, symbols, rng, seed, split)
+
+        return draw_in_split(draw, task=self.name, seed=seed, split=split)
+
+    def verify(self, problem: Problem, response: str) -> Score:
+        """Right if the response, blanks around it aside, is the answer and no more."""
+        if refusal := too_long(response, _MAX_RESPONSE):
+            return refusal
+        parsed = response.strip()
+        if parsed == problem.answer:
+            return right(parsed)
+        data = problem.data
+        if not parsed:
+            return wrong("the response is empty")
+        if parsed == self._answer(data["idx_to_symbol"], data["root"], data["neg_target"]):
+            return wrong("the wrong one of the two choices", parsed)
+        return wrong(f"{show(parsed)} is neither of the two choices' answers", parsed)
+
+    def solve(self, problem: Problem, strategy: str = "direct", seed: int = 0) -> Trace:
+        """A path from root to target as steps. Deterministic: the seed changes nothing.
+
+        Strategies: "direct" is the reference path, "bfs" and "dfs" search from the root in the
+        order of the edge list. `nodes` counts the nodes that were taken up.
+        """
+        require_strategy(self.name, strategy, STRATEGIES)
+        data = problem.data
+        symbols, root = data["idx_to_symbol"], data["root"]
+        answer = self._answer(symbols, root, data["target"])
+        if strategy == "direct":
+            return Trace(problem.steps, answer, solved=True, nodes=len(problem.steps) + 1)
+        path, nodes = _search(data["edges"], root, data["target"], depth_first=strategy == "dfs")
+        return Trace(self._steps(symbols, path), answer, solved=True, nodes=nodes)
+
+    def characters(self) -> str:
+        return "".join(sorted({" "} | set("".join(self.words()))))
+
+    def words(self) -> tuple[str, ...]:
+        if self.form == "symbolic":
+            return tuple(sorted({"|", "[Q]", "[R]"} | set(self.noise_units())))
+        ends = {concept + end for concept in CONCEPTS for end in ("", ".", "?")}
+        return tuple(sorted({"Every", "Is", "is", "a", "or"} | set(NAMES) | ends))
+
+    def noise_units(self) -> tuple[str, ...]:
+        """The names of nodes, without punctuation."""
+        if self.form == "symbolic":
+            return tuple(sorted(map(str, range(self.n_nodes))))
+        return (*NAMES, *CONCEPTS)
+
+    def _draw_graph(self, rng: np.random.Generator) -> Graph | None:
+        parents = self._grow(rng)
+        has_child = {parent for others in parents for parent in others}
+        kept = [node for node in range(self.n_nodes) if parents[node] or node in has_child]
+        number = {node: place for place, node in enumerate(kept)}
+        # Both families need their first node, so 0 and 1 keep their numbers.
+        if kept[:2] != [0, 1]:
+            return None
+        edges = tuple((number[parent], number[node]) for node in kept for parent in parents[node])
+        return self._ask(len(kept), edges, rng)
+
+    def _grow(self, rng: np.random.Generator) -> list[list[int]]:
+        """The parents of each of `n_nodes` nodes (steps 1 to 3)."""
+        n = self.n_nodes
+        counts = rng.poisson(self.parent_rate, size=n).tolist()
+        draws = rng.random((n, 2)).tolist()
+        # The k smallest of Exp(1) / weight are k draws without replacement by weight.
+        clocks = rng.exponential(size=(n, n)).tolist()
+        parents: list[list[int]] = [[], []]
+        families: list[int] = list(_FAMILIES)
+        weights, depths = [1.0, 1.0], [0, 0]
+        for node in range(2, n):
+            first, second = draws[node]
+            candidates = range(node)
+            if first < self.first_family:
+                candidates = [i for i in candidates if families[i] == _FAMILIES[0]]
+            elif second < self.second_family:
+                candidates = [i for i in candidates if families[i] == _FAMILIES[1]]
+            clock = clocks[node]
+            by_clock = sorted(candidates, key=lambda i, clock=clock: clock[i] / weights[i])
+            chosen = by_clock[: counts[node]]
+            family = 0
+            for parent in chosen:
+                family |= families[parent]
+            depth = 1 + min(depths[parent] for parent in chosen) if chosen else 0
+            parents.append(chosen)
+            families.append(family)
+            depths.append(depth)
+            weights.append(1.0 + self.depth_weight * depth)
+        return parents
+
+    def _ask(
+        self, n: int, edges: tuple[tuple[int, int], ...], rng: np.random.Generator
+    ) -> Graph | None:
+        """A question about this graph (steps 5 to 7), or None if it has none in range."""
+        children: list[list[int]] = [[] for _ in range(n)]
+        parents: list[list[int]] = [[] for _ in range(n)]
+        for start, end in edges:
+            children[start].append(end)
+            parents[end].append(start)
+        distances = (_distances(children, 0), _distances(children, 1))
+        leaves = [
+            [v for v in distances[r] if v > 1 and not children[v] and v not in distances[1 - r]]
+            for r in (0, 1)
+        ]
+        if not leaves[0] or not leaves[1]:
+            return None
+        farthest = [max(distances[r][leaf] for leaf in leaves[r]) for r in (0, 1)]
+        coin = int(rng.integers(2))
+        root = coin if farthest[0] == farthest[1] else int(farthest[1] > farthest[0])
+        if not self.min_hops <= farthest[root] <= self.max_hops:
+            return None
+        from_root = distances[root]
+        target = _pick([leaf for leaf in leaves[root] if from_root[leaf] == farthest[root]], rng)
+        neg_target = _pick(leaves[1 - root], rng)
+        path = [target]
+        while path[-1] != root:
+            nearer = from_root[path[-1]] - 1
+            path.append(_pick([p for p in parents[path[-1]] if from_root.get(p) == nearer], rng))
+        return Graph(n, edges, root, target, neg_target, tuple(reversed(path)))
+
+    def _draw_symbols(self, graph: Graph, rng: np.random.Generator) -> list[str] | None:
+        if self.form == "symbolic":
+            numbers = rng.permutation(self.n_nodes) if self.relabel else np.arange(self.n_nodes)
+            return [str(number) for number in numbers[: graph.n].tolist()]
+        has_parent = {end for _, end in graph.edges}
+        if graph.n - len(has_parent) > len(NAMES):
+            return None
+        names = iter(rng.permutation(len(NAMES)).tolist())
+        concepts = iter(rng.permutation(len(CONCEPTS)).tolist())
+        return [
+            CONCEPTS[next(concepts)] if node in has_parent else NAMES[next(names)]
+            for node in range(graph.n)
+        ]
+
+    def _write(
+        self, graph: Graph, symbols: list[str], rng: np.random.Generator, seed: int, split: str
+    ) -> Problem:
+        facts = [self._fact(symbols, *graph.edges[i]) for i in rng.permutation(len(graph.edges))]
+        choices = [symbols[graph.target], symbols[graph.neg_target]]
+        first, second = choices if rng.integers(2) else reversed(choices)
+        root = symbols[graph.root]
+        if self.form == "symbolic":
+            question = f"{' | '.join(facts)} [Q] {first} {second} [R] {root}"
+        else:
+            question = f"{' '.join(facts)} Is {root} a {first} or {second}?"
+        return Problem(
+            task=self.name,
+            seed=seed,
+            split=split,
+            question=question,
+            answer=self._answer(symbols, graph.root, graph.target),
+            steps=self._steps(symbols, graph.path),
+            difficulty=f"hops={len(graph.path) - 1}",
+            data={
+                "nodes": graph.n,
+                "edges": [list(edge) for edge in graph.edges],
+                "root": graph.root,
+                "target": graph.target,
+                "neg_target": graph.neg_target,
+                "idx_to_symbol": symbols,
+            },
+        )
+
+    def _fact(self, symbols: Sequence[str], start: int, end: int) -> str:
+        if self.form == "symbolic":
+            return f"{symbols[start]} {symbols[end]}"
+        return _sentence(symbols, start, end)
+
+    def _steps(self, symbols: Sequence[str], path: Sequence[int]) -> tuple[str, ...]:
+        if self.form == "symbolic":
+            return tuple(symbols[node] for node in path[1:])
+        return tuple(_sentence(symbols, *edge) for edge in itertools.pairwise(path))
+
+    def _answer(self, symbols: Sequence[str], root: int, target: int) -> str:
+        return symbols[target] if self.form == "symbolic" else _sentence(symbols, root, target)
+
+
+def check_chain(problem: Problem, steps: Sequence[str]) -> Score:
+    """Are these steps an unbroken chain of edges of the problem's graph from root to target?
+
+    Takes steps of either form. `value` is the share of steps before the first bad one if the chain
+    is wrong, `parsed` those steps; `reason` names the first fault. Any strings are safe.
+    """
+    data = problem.data
+    symbols, root = data["idx_to_symbol"], data["root"]
+    if not steps:
+        return wrong("no steps")
+    is_text = not symbols[root].isdigit()
+    ends: dict[tuple[int, str], int] = {}
+    for start, end in data["edges"]:
+        ends[start, _sentence(symbols, start, end) if is_text else symbols[end]] = end
+    known = {step for _, step in ends}
+    at, good, fault = root, 0, ""
+    for step in steps:
+        if (at, step) not in ends:
+            lacks = f"does not go on from {symbols[at]}" if step in known else "is not in the graph"
+            fault = f"step {good + 1}: {show(step)} {lacks}"
+            break
+        at, good = ends[at, step], good + 1
+    if not fault and at == data["target"]:
+        return right("\n".join(steps))
+    fault = fault or f"the chain ends at {symbols[at]}, not at {symbols[data['target']]}"
+    return wrong(fault, "\n".join(steps[:good]), good / len(steps))
+
+
+def _sentence(symbols: Sequence[str], start: int, end: int) -> str:
+    # Names are the only symbols with a capital letter; each other subject stands after "Every".
+    subject = symbols[start]
+    return f"{'' if subject[0].isupper() else 'Every '}{subject} is a {symbols[end]}."
+
+
+def _pick(nodes: Sequence[int], rng: np.random.Generator) -> int:
+    return nodes[int(rng.integers(len(nodes)))]
+
+
+def _distances(children: Sequence[Sequence[int]], root: int) -> dict[int, int]:
+    """Edges from root to each node that it reaches, itself among them."""
+    found = {root: 0}
+    queue = deque([root])
+    while queue:
+        node = queue.popleft()
+        for child in children[node]:
+            if child not in found:
+                found[child] = found[node] + 1
+                queue.append(child)
+    return found
+
+
+def _search(
+    edges: Sequence[Sequence[int]], root: int, target: int, *, depth_first: bool
+) -> tuple[tuple[int, ...], int]:
+    """A path and the number of nodes taken up until the target was."""
+    children: dict[int, list[int]] = {}
+    for start, end in edges:
+        children.setdefault(start, []).append(end)
+    came_from = {root: root}
+    frontier = deque([(root, root)])
+    taken: set[int] = set()
+    while frontier:
+        node, parent = frontier.pop() if depth_first else frontier.popleft()
+        if node in taken:
+            continue
+        taken.add(node)
+        came_from[node] = parent
+        if node == target:
+            break
+        following = children.get(node, [])
+        # The last one in comes off a stack first.
+        frontier.extend((child, node) for child in (following[::-1] if depth_first else following))
+    path = [target]
+    while path[-1] != root:
+        path.append(came_from[path[-1]])
+    return tuple(reversed(path)), len(taken)

@@ -1,0 +1,1 @@
+"""The training step (pure) and the loop around it (impure)."""

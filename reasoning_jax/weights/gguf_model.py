@@ -1,0 +1,231 @@
+"""What a GGUF file says about its model: architecture, and the tokenizer as a tokenizer.json.
+
+Keys are those that llama.cpp's converter writes; an architecture key that we do not know is
+refused, because ignoring it could change the function. Only byte-level BPE tokenizers are built,
+and only with pre-tokenizers that are listed here: a wrong one gives plausible but wrong ids.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from reasoning_jax.config import ModelConfig
+from reasoning_jax.weights.config_json import FAMILIES, checked
+from reasoning_jax.weights.files import WeightsError, field, short
+from reasoning_jax.weights.gguf import GgufFile
+from reasoning_jax.weights.huggingface import TokenizerFiles, parse_tokenizer
+
+# Keys of "{architecture}." that are read, and keys that change nothing where they have this value.
+_READ = {
+    "vocab_size", "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base",
+}  # fmt: skip
+_HARMLESS = {"rope.scaling.type": "none", "expert_count": 0, "attention.causal": True}
+
+# The scaling of every Llama 3 that llama.cpp stores as a table of factors.
+_LLAMA3 = {"low": 1.0, "high": 4.0, "original": 8192}
+_ROPE_TABLE = "rope_freqs.weight"
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+        "use_regex": use_regex,
+    }  # fmt: skip
+
+
+def _split(pattern: str) -> list[dict[str, Any]]:
+    regex = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    return [{**regex, "invert": False}, _byte_level(False)]
+
+
+# `tokenizer.ggml.pre` -> pre-tokenizers, in order, and what else differs in tokenizer.json.
+# ByteLevel's own regex is GPT-2's; smollm splits off every digit before it.
+_PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "gpt-2": {"pre": [_byte_level(True)]},
+    "smollm": {"pre": [{"type": "Digits", "individual_digits": True}, _byte_level(True)]},
+    "llama-bpe": {"pre": _split(_WORDS + r"\p{N}{1,3}" + _REST), "ignore_merges": True},
+    "qwen2": {"pre": _split(_WORDS + r"\p{N}" + _REST), "normalizer": {"type": "NFC"}},
+}
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def read_config(file: GgufFile) -> tuple[str, ModelConfig]:
+    """The family and architecture of a file.
+
+    Raises:
+      WeightsError: an unknown architecture or architecture key, a missing or mistyped value, a
+        setting that our model cannot honour, a tensor type that is not read.
+    """
+    source = file.source
+    family = file.scalar("general.architecture")
+    if family not in FAMILIES:
+        raise WeightsError(
+            f"{source}: general.architecture {short(family)} is unknown; known: "
+            f"{', '.join(FAMILIES)}"
+        )
+    file.check_types()
+    values = file.scalars(f"{family}.")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise WeightsError(f"{source}: tensor token_embd.weight [V, D] is missing")
+    width = field(values, "embedding_length", int, source)
+    heads = field(values, "attention.head_count", int, source)
+    head_dim = field(values, "attention.key_length", int, source, width // max(heads, 1))
+    _refuse_unknown(values, head_dim, source)
+    config = {
+        **FAMILIES[family],
+        "vocab_size": embedding.shape[0],
+        "d_model": width,
+        "n_layers": field(values, "block_count", int, source),
+        "n_heads": heads,
+        "n_kv_heads": field(values, "attention.head_count_kv", int, source, heads),
+        "head_dim": head_dim,
+        "d_ff": field(values, "feed_forward_length", int, source),
+        "max_positions": field(values, "context_length", int, source),
+        "tied_embeddings": "output.weight" not in file.tensors,
+    }
+    norm = "attention.layer_norm_rms_epsilon"
+    if family == "gpt2":
+        norm = "attention.layer_norm_epsilon"
+    config["norm_eps"] = _shortest(field(values, norm, float, source))
+    if config["position"] == "rope":
+        config["rope_theta"] = _shortest(field(values, "rope.freq_base", float, source, 10_000.0))
+        config |= _read_rope_table(file, config["rope_theta"], head_dim)
+    return family, checked(config, source)
+
+
+def _refuse_unknown(values: dict[str, Any], head_dim: int, source: str) -> None:
+    lengths = ("attention.value_length", "rope.dimension_count")
+    harmless = {**_HARMLESS, **dict.fromkeys(lengths, head_dim)}
+    for key, value in values.items():
+        if key in _READ or (key in harmless and value == harmless[key]):
+            continue
+        wanted = f"; wanted {harmless[key]}" if key in harmless else ""
+        raise WeightsError(f"{source}: {short(key)}={short(value)} cannot be honoured{wanted}")
+
+
+def _shortest(value: float) -> float:
+    """A float32 as the decimal that was meant: 9.999999747378752e-06 -> 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, float]:
+    """Llama-3 scaling from its table [H/2] of divisors of the frequencies, recomputed to be sure.
+
+    Raises:
+      WeightsError: the table is not the one that Llama 3's constants give.
+    """
+    info = file.tensors.get(_ROPE_TABLE)
+    if info is None:
+        return {}
+    half = max(head_dim // 2, 1)
+    if info.shape == (half,):
+        table = np.asarray(file.read(_ROPE_TABLE), np.float64)
+        factor = _shortest(float(table.max()))
+        wavelength = 2 * np.pi * theta ** (np.arange(half) / half)
+        smooth = (_LLAMA3["original"] / wavelength - _LLAMA3["low"]) / 3.0
+        smooth = np.clip(smooth, 0.0, 1.0)
+        if 1.0 <= factor < 1e4 and np.allclose(1 / table, (1 - smooth) / factor + smooth, 1e-4):
+            return {
+                "rope_factor": factor,
+                "rope_low_frequency": _LLAMA3["low"],
+                "rope_high_frequency": _LLAMA3["high"],
+                "rope_original_positions": _LLAMA3["original"],
+            }
+    raise WeightsError(
+        f"{file.source}: {_ROPE_TABLE} {info.shape} is not Llama 3's RoPE scaling (frequencies 1 "
+        "to 4 of 8192 positions) and cannot be honoured"
+    )
+
+
+def read_tokenizer(file: GgufFile) -> TokenizerFiles:
+    """The tokenizer as the text of a tokenizer.json, which adds no BOS; None where there is none.
+
+    Raises:
+      WeightsError: a kind of tokenizer or pre-tokenizer that is not known, or broken tables.
+    """
+    source = file.source
+    values = file.scalars("tokenizer.")
+    model = field(values, "ggml.model", str, source, "")
+    if not model:
+        return TokenizerFiles()
+    if model != "gpt2":
+        raise WeightsError(
+            f"{source}: a tokenizer of kind {short(model)} is not built, only byte-level BPE "
+            "('gpt2'); load the model's Hugging Face folder"
+        )
+    pre = field(values, "ggml.pre", str, source, "default")
+    if pre == "default" and file.scalar("general.architecture") == "gpt2":
+        pre = "gpt-2"
+    if pre not in _PRE_TOKENIZERS:
+        raise WeightsError(
+            f"{source}: pre-tokenizer {short(pre)} is not known; known: "
+            f"{', '.join(_PRE_TOKENIZERS)}; load the model's Hugging Face folder"
+        )
+    text = _tokenizer_json(file, **_PRE_TOKENIZERS[pre])
+    parse_tokenizer(text, source)
+    ids = {
+        name: field(values, f"ggml.{name}_token_id", int, source, None)
+        for name in ("eos", "bos", "padding")
+    }
+    template = field(values, "chat_template", str, source, None)
+    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["padding"], template)
+
+
+def _tokenizer_json(
+    file: GgufFile,
+    pre: list[dict[str, Any]],
+    normalizer: dict[str, Any] | None = None,
+    ignore_merges: bool = False,
+) -> str:
+    tokens = list(file.strings("tokenizer.ggml.tokens"))
+    vocab = {token: i for i, token in enumerate(tokens)}
+    kinds = file.numbers("tokenizer.ggml.token_type")
+    if not tokens or len(vocab) != len(tokens):
+        raise WeightsError(f"{file.source}: {len(tokens)} tokens, of which {len(vocab)} differ")
+    if kinds is None or len(kinds) != len(tokens):
+        got = 0 if kinds is None else len(kinds)
+        raise WeightsError(f"{file.source}: {got} token types for {len(tokens)} tokens")
+    merges = []
+    for merge in file.strings("tokenizer.ggml.merges"):
+        left, space, right = merge.partition(" ")
+        if not left or not space or not right or " " in right:
+            raise WeightsError(f"{file.source}: {short(merge)} is not a merge of two tokens")
+        merges.append([left, right])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {"id": int(i), "content": tokens[i], **flags, "special": bool(kinds[i] == _CONTROL)}
+                for i in np.flatnonzero((kinds == _CONTROL) | (kinds == _USER_DEFINED))
+            ],
+            "normalizer": normalizer,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre},
+            "post_processor": None,
+            "decoder": _byte_level(True),
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": ignore_merges,
+                "vocab": vocab,
+                "merges": merges,
+            },
+        },
+        ensure_ascii=False,
+    )

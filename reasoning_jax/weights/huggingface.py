@@ -1,0 +1,347 @@
+"""Hugging Face folders: config.json, tokenizer.json and safetensors, in and out.
+
+Reading never leaves the folder and never runs anything found there: pickled checkpoints (.bin, .pt)
+are refused, chat templates are text. Tensor names are those of transformers 4 and 5.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasoning_jax.config import ModelConfig
+from reasoning_jax.weights.config_json import family_of, from_config_json, to_config_json
+from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json, read_text, short
+from reasoning_jax.weights.layout import HUGGING_FACE, Tensors
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_TYPES = ("F32", "F16", "BF16")
+
+# Prefixes that a language-model head's body carries, and a bare body does not.
+_PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
+# Buffers of old checkpoints that follow from the config: regular expressions, whole name.
+IGNORED = {
+    "gpt2": r"h\.\d+\.attn\.(masked_)?bias",
+    "llama": r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    "qwen2": r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    "qwen3": r"(?!)",
+}
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What comes with weights to turn text into ids: a tokenizer.json as text, ids, a template.
+
+    `chat_template` is a Jinja template from the weights' author: text, not to be trusted.
+    """
+
+    tokenizer_json: str | None = None
+    eos_id: int | None = None
+    bos_id: int | None = None
+    pad_id: int | None = None
+    chat_template: str | None = None
+
+
+def read_config(folder: Path) -> tuple[str, ModelConfig]:
+    """The family and architecture that config.json gives. Raises WeightsError."""
+    path = inside(folder, "config.json")
+    return from_config_json(read_json(path, MAX_BYTES["config"]), str(path))
+
+
+def read_tokenizer(folder: Path) -> TokenizerFiles:
+    """tokenizer.json, special ids and chat template of a folder; what is not there is None.
+
+    Ids are those of the tokens named in tokenizer_config.json, else those of config.json, of which
+    the first where it lists several.
+
+    Raises:
+      WeightsError: a file that cannot be read as what its name says.
+    """
+    text = None
+    if _exists(folder, "tokenizer.json"):
+        text = read_text(inside(folder, "tokenizer.json"), MAX_BYTES["text"])
+    tokenizer = parse_tokenizer(text, str(folder / "tokenizer.json"))
+    named: dict[str, Any] = {}
+    if _exists(folder, "tokenizer_config.json"):
+        path = inside(folder, "tokenizer_config.json")
+        named = read_json(path, MAX_BYTES["tokenizer_config"])
+    config = read_json(inside(folder, "config.json"), MAX_BYTES["config"])
+    ids = {
+        name: _special_id(name, named, config, tokenizer, str(folder))
+        for name in ("eos", "bos", "pad")
+    }
+    template = named.get("chat_template")
+    if isinstance(template, list):
+        template = next(
+            (t.get("template") for t in template if isinstance(t, dict) and "template" in t), None
+        )
+    if template is None and _exists(folder, "chat_template.jinja"):
+        template = read_text(inside(folder, "chat_template.jinja"), MAX_BYTES["tokenizer_config"])
+    if template is not None and not isinstance(template, str):
+        raise WeightsError(f"{folder}: chat_template must be text, got {short(template)}")
+    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["pad"], template)
+
+
+def parse_tokenizer(text: str | None, source: str) -> Any:
+    """A `tokenizers.Tokenizer`, or None for None. Raises WeightsError on text that is not one."""
+    if text is None:
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust parser is no Exception
+        raise WeightsError(f"{source}: not a tokenizer ({short(str(error))})") from None
+
+
+def _special_id(
+    name: str, named: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Any, source: str
+) -> int | None:
+    token = named.get(f"{name}_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if isinstance(token, str) and tokenizer is not None:
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return found
+    value = config.get(f"{name}_token_id")
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if value is not None and (type(value) is not int or not 0 <= value < 2**31):
+        raise WeightsError(f"{source}: {name}_token_id must be an id, got {short(value)}")
+    return value
+
+
+def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
+    """The tensors of a folder under names without prefix; their headers are read, no data.
+
+    Raises:
+      WeightsError: no safetensors, a shard outside the folder, a header that is not sound, an index
+        that disagrees with its shards, or a tensor type that is not read.
+    """
+    files, index = _shards(folder)
+    handles, shapes, origin = {}, {}, {}
+    for shard in files:
+        handle = handles[shard] = _open(inside(folder, shard))
+        for name in handle.keys():  # noqa: SIM118  (not a dict)
+            header = handle.get_slice(name)
+            if header.get_dtype() not in _TYPES:
+                raise WeightsError(
+                    f"{folder / shard}: tensor {short(name)} is stored as {header.get_dtype()}; "
+                    f"read are {', '.join(_TYPES)}"
+                )
+            if index is not None and index.get(name) != shard:
+                raise WeightsError(f"{folder / shard}: {short(name)} is not there in {INDEX}")
+            plain = name.removeprefix(_PREFIX[family])
+            if plain in shapes:
+                raise WeightsError(f"{folder / shard}: tensor {short(name)} is there twice")
+            shapes[plain], origin[plain] = tuple(header.get_shape()), (shard, name)
+    if index is not None and len(shapes) != len(index):
+        lost = sorted(set(index) - {name for _, name in origin.values()})
+        raise WeightsError(
+            f"{folder / index[lost[0]]}: tensor {short(lost[0])}, named in {INDEX}, is not there"
+        )
+
+    def read(name: str) -> np.ndarray:
+        shard, stored = origin[name]
+        try:
+            return handles[shard].get_tensor(stored)
+        except Exception as error:
+            raise WeightsError(f"{folder / shard}: {short(str(error))}") from None
+
+    if tied and "lm_head.weight" in shapes:
+        table = "wte.weight" if family == "gpt2" else "embed_tokens.weight"
+        _check_tied(shapes, read, table, str(folder))
+        shapes = {name: shape for name, shape in shapes.items() if name != "lm_head.weight"}
+    return Tensors(shapes, read, str(folder))
+
+
+def _check_tied(shapes: Mapping[str, Any], read: Any, table: str, source: str) -> None:
+    """A stored copy of tied embeddings may only be a copy."""
+    same = shapes["lm_head.weight"] == shapes.get(table)
+    if not same or read("lm_head.weight").tobytes() != read(table).tobytes():
+        raise WeightsError(
+            f"{source}: config.json ties the embeddings, but lm_head.weight differs from {table}; "
+            "set tie_word_embeddings to false there, or drop lm_head.weight"
+        )
+
+
+def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """The files that hold tensors, and the index's map from tensor to file where there is one."""
+    if _exists(folder, SINGLE):
+        return [SINGLE], None
+    if not _exists(folder, INDEX):
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        why = f"; {pickled[0]} is a pickle and is not read: convert it" if pickled else ""
+        raise WeightsError(f"{folder}: there is neither {SINGLE} nor {INDEX}{why}")
+    index = read_json(inside(folder, INDEX), MAX_BYTES["index"]).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise WeightsError(f"{folder / INDEX}: weight_map must name tensors, got {short(index)}")
+    for name, shard in index.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise WeightsError(f"{folder / INDEX}: {short(name)} is in no shard: {short(shard)}")
+    return sorted(set(index.values())), index
+
+
+def _open(path: Path) -> Any:
+    from safetensors import safe_open
+
+    try:
+        return safe_open(path, framework="numpy")
+    except Exception as error:
+        raise WeightsError(f"{path}: not a safetensors file ({short(str(error))})") from None
+
+
+def _exists(folder: Path, name: str) -> bool:
+    return os.path.lexists(folder / name)
+
+
+def export(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    family: str | None = None,
+    tokenizer_json: str | None = None,
+    eos_id: int | None = None,
+    bos_id: int | None = None,
+    pad_id: int | None = None,
+    chat_template: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that transformers loads, tensors in the type that they have.
+
+    The folder appears whole or not at all: it is written beside its place and renamed. With
+    `overwrite` an earlier model (a folder with a config.json) is replaced as a whole. All of
+    `params` must be on this process's devices.
+
+    Args:
+      family: a key of `config_json.FAMILIES`, to be told when `config` is not of that family.
+      max_shard_bytes: tensors are split over files of at most this size, or one tensor.
+
+    Raises:
+      WeightsError: no family expresses `config`, `params` are not its parameters, or the folder
+        holds something already.
+    """
+    folder = Path(folder).absolute()
+    if family not in (None, found := family_of(config)):
+        raise WeightsError(f"this model is of family {found}, not {family}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise WeightsError(f"{folder} is not empty; give another folder, or overwrite=True")
+        if not (folder / "config.json").is_file():
+            raise WeightsError(f"{folder} holds no model and is not overwritten")
+    ids = {"eos_token_id": eos_id, "bos_token_id": bos_id, "pad_token_id": pad_id}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        dtype = _write_tensors(temporary, found, config, params, max_shard_bytes)
+        _write_json(temporary / "config.json", {**to_config_json(config, found, dtype), **ids})
+        if tokenizer_json is not None:
+            named = _tokenizer_config(tokenizer_json, ids, chat_template)
+            _write_text(temporary / "tokenizer.json", tokenizer_json)
+            _write_json(temporary / "tokenizer_config.json", named)
+        temporary.chmod(0o755)
+        _move_into_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write_tensors(
+    folder: Path, family: str, config: ModelConfig, params: Mapping[str, Any], max_bytes: int
+) -> str:
+    """Write the shards and, for several, their index. Returns the embedding's dtype."""
+    from safetensors.numpy import save_file
+
+    from reasoning_jax.weights.assemble import disassemble
+
+    tensors = list(disassemble(config, HUGGING_FACE[family], params))
+    shards: list[list[int]] = [[]]
+    sizes = [int(np.prod(shape)) * dtype.itemsize for _, shape, dtype, _ in tensors]
+    filled = 0
+    for i, size in enumerate(sizes):
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(i)
+        filled += size
+    weight_map = {}
+    for number, members in enumerate(shards, 1):
+        name = SINGLE
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {}
+        for i in members:
+            plain, _, _, make = tensors[i]
+            prefix = "" if plain.startswith("lm_head") else _PREFIX[family]
+            arrays[prefix + plain] = make()
+        save_file(arrays, folder / name, metadata={"format": "pt"})
+        _sync(folder / name)
+        weight_map |= dict.fromkeys(arrays, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        _write_json(folder / INDEX, index)
+    return tensors[0][2].name
+
+
+def _tokenizer_config(text: str, ids: Mapping[str, int | None], template: str | None) -> dict:
+    tokenizer = parse_tokenizer(text, "tokenizer_json")
+    named: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    for key, value in ids.items():
+        if value is not None:
+            token = tokenizer.id_to_token(value)
+            if token is None:
+                raise WeightsError(f"{key}={value} is not an id of tokenizer_json")
+            named[key.removesuffix("_id")] = token
+    return named if template is None else {**named, "chat_template": template}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    old = None
+    if folder.exists() and any(folder.iterdir()):
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if old is not None:
+            old.rename(folder)
+        raise
+    with suppress(OSError):
+        _sync(folder.parent)
+    if old is not None:
+        shutil.rmtree(old)
