@@ -39,10 +39,8 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> Vocab:
+def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> None:
     """Create the run folder, or check that an existing one belongs to the same run.
-
-    Returns the vocabulary of the run: the saved one, if it exists.
 
     Raises:
       ConfigError: the folder belongs to a run whose config differs in more than the length of
@@ -62,12 +60,10 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
                 f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
                 "Use another --workdir, or the same values to continue it"
             )
-        vocab = Vocab.from_dict(read_json(workdir / "vocab.json"))
     else:
         write_json(workdir / "vocab.json", vocab.to_dict())
     write_json(workdir / "config.json", values)
     write_json(workdir / "overrides.json", list(overrides))
-    return vocab
 
 
 def write_environment(workdir: Path) -> None:

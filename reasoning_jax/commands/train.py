@@ -35,12 +35,12 @@ KEY_EVALUATE = 2
 def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool = False) -> int:
     """Train to the end, or until preempted. Returns the exit code."""
     assembly = assemble(config, _saved_vocab(workdir))
-    vocab = runfolder.open_run(workdir, config, overrides, assembly.vocab)
+    program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+    runfolder.open_run(workdir, config, overrides, assembly.vocab)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     runfolder.write_environment(workdir)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        program = make_program(config, assembly.model, vocab.backspace_id)
         if not quiet:
             for note in assembly.notes:
                 print(note)
@@ -67,10 +67,10 @@ def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool =
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     assembly = assemble(config)
+    program = make_program(config, assembly.model, assembly.vocab.backspace_id)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
         for note in assembly.notes:
             print(note)
         print(batch_tree(config, mesh_shape))

@@ -253,17 +253,15 @@ def _result(operation: str, a: int, b: int) -> int:
 def _working(operation: str, a: int, b: int, base: int) -> tuple[str, ...]:
     if operation == "mul":
         return _long_product(a, b)
-    addend = b if operation == "add" else -b
-    if (a < 0) == (addend < 0):
-        big, small, sign = abs(a), abs(addend), "+"
-    else:
-        big, small, sign = max(abs(a), abs(addend)), min(abs(a), abs(addend)), "-"
+    big, small, sign = abs(a), abs(b), "+"
+    if (a < 0) != ((b < 0) != (operation == "sub")):
+        big, small, sign = max(big, small), min(big, small), "-"
     columns = _columns(big, small, sign, base)
     as_columns = f"{to_base(big, base)}{sign}{to_base(small, base)}"
     as_written = f"{to_base(a, base)}{SIGNS[operation]}{to_base(b, base)}"
     if as_columns == as_written:
         return columns
-    return (f"{'-' if a + addend < 0 else ''}({as_columns})", *columns)
+    return (f"{'-' if _result(operation, a, b) < 0 else ''}({as_columns})", *columns)
 
 
 def _columns(big: int, small: int, sign: str, base: int) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def main() -> None:
                 os._exit(status)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-            return
+            os._exit(0)
         _reply(channel, {"died": status})
 
 

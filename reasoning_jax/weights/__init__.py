@@ -12,7 +12,6 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ __all__ = [
     "WeightsError",
     "export",
     "family_of",
+    "find_gguf",
     "load",
     "read_config",
     "read_tokenizer",
@@ -116,3 +116,78 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def read_tokenizer(path: str | os.PathLike[str]) -> TokenizerFiles:
     """The tokenizer of what `load` would read. Reads no tensor. Raises WeightsError."""
     return _open(path).tokenizer()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source of weights after its config has been read; the rest is read when called for."""
+
+    source: str
+    config: ModelConfig
+    layout: Layout
+    ignored: str
+    tokenizer: Callable[[], TokenizerFiles]
+    tensors: Callable[[], Tensors]
+
+
+def _open(path: str | os.PathLike[str]) -> _Opened:
+    name = os.fspath(path)
+    place = find_gguf(name) if name in PACKAGES else Path(name)
+    if place.is_dir():
+        return _open_folder(place)
+    if place.suffix == ".gguf":
+        return _open_gguf(open_gguf(place))
+    what = "is neither a folder nor a .gguf file" if place.exists() else "does not exist"
+    raise WeightsError(
+        f"{name!r} {what}; wanted a Hugging Face folder, a .gguf file, or a name: "
+        f"{', '.join(PACKAGES)}"
+    )
+
+
+def _open_folder(folder: Path) -> _Opened:
+    family, config = huggingface.read_config(folder)
+    return _Opened(
+        source=str(folder),
+        config=config,
+        layout=HUGGING_FACE[family],
+        ignored=huggingface.IGNORED[family],
+        tokenizer=lambda: huggingface.read_tokenizer(folder),
+        tensors=lambda: huggingface.open_tensors(folder, family, config.tied_embeddings),
+    )
+
+
+def _open_gguf(file: GgufFile) -> _Opened:
+    family, config = gguf_model.read_config(file)
+    return _Opened(
+        source=file.source,
+        config=config,
+        layout=GGUF[family],
+        ignored=gguf_model.IGNORED,
+        tokenizer=lambda: gguf_model.read_tokenizer(file),
+        tensors=lambda: Tensors(
+            {name: info.shape for name, info in file.tensors.items()}, file.read, file.source
+        ),
+    )
+
+
+def find_gguf(name: str) -> Path:
+    """The .gguf file of an installed package, which is located but not imported."""
+    module, how = PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if found := sorted(Path(folder).glob("*.gguf")):
+            return found[0]
+    raise WeightsError(f"{name!r} comes with the package {module}, which is not here: {how}")
+
+
+def _check_ids(tokenizer: TokenizerFiles, rows: int, source: str) -> None:
+    """Every id that the tokenizer can give must have a row; jax would clamp it without a word."""
+    ids = {"eos_id": tokenizer.eos_id, "bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
+    parsed = parse_tokenizer(tokenizer.tokenizer_json, source)
+    if parsed is not None:
+        ids["the tokenizer's last id"] = max(parsed.get_vocab().values(), default=0)
+    for name, value in ids.items():
+        if value is not None and value >= rows:
+            raise WeightsError(
+                f"{source}: {name} {value} has no row among {rows}; give vocab_rows={value + 1}"
+            )

@@ -193,7 +193,7 @@ def open_gguf(path: Path) -> GgufFile:
     except OSError as error:
         raise WeightsError(f"{source}: {error.strerror or 'cannot be read'}") from None
     cursor = _Cursor(source, data, 4)
-    version = cursor.scalar("<u4")
+    version = cursor.unsigned(4)
     if data[:4].tobytes() != b"GGUF" or version not in (2, 3):
         magic = data[:4].tobytes()
         raise WeightsError(f"{source}: wanted GGUF version 2 or 3, got {magic!r} {version}")
@@ -239,15 +239,13 @@ class _Cursor:
         start = self.skip(size)
         return self.data[start : start + size].view(dtype)[0].item()
 
-    def u64(self) -> int:
-        return struct.unpack_from("<Q", self.data, self.skip(8))[0]
-
-    def u32(self) -> int:
-        return struct.unpack_from("<I", self.data, self.skip(4))[0]
+    def unsigned(self, size: int) -> int:
+        code = "<Q" if size == 8 else "<I"
+        return struct.unpack_from(code, self.data.data, self.skip(size))[0]
 
     def count(self, limit: int, what: str, least_bytes: int) -> int:
         """A number of things that take at least `least_bytes` each."""
-        n = self.u64()
+        n = self.unsigned(8)
         if n > min(limit, (len(self.data) - self.position) // least_bytes):
             raise WeightsError(
                 f"{self.source}: {n:,} {what} do not fit: at most {limit:,}, of at least "
@@ -257,7 +255,7 @@ class _Cursor:
 
     def skip_string(self, limit: int) -> tuple[int, int]:
         """Step over a string; returns where its bytes start and end."""
-        size = self.u64()
+        size = self.unsigned(8)
         if size > limit:
             raise WeightsError(f"{self.source}: a string of {size:,} bytes; at most {limit:,}")
         start = self.skip(size)
@@ -275,12 +273,12 @@ def _read_values(cursor: _Cursor, count: int) -> dict[str, _Value]:
     values: dict[str, _Value] = {}
     strings = MAX_STRINGS
     for _ in range(count):
-        key, kind = cursor.string(_MAX_NAME_BYTES), cursor.u32()
+        key, kind = cursor.string(_MAX_NAME_BYTES), cursor.unsigned(4)
         if key in values:
             raise WeightsError(f"{cursor.source}: key {short(key)} is there twice")
         element, n = kind, 1
         if kind == _ARRAY:
-            element = cursor.u32()
+            element = cursor.unsigned(4)
             n = cursor.count(len(cursor.data), f"elements of {short(key)}", least_bytes=1)
         if element != _STRING and element not in _SCALARS:
             what = "arrays in an array" if element == _ARRAY else f"type {element}"
@@ -301,13 +299,13 @@ def _read_table(cursor: _Cursor, count: int) -> dict[str, TensorInfo]:
     """Tensors with offsets relative to the data section, shapes slowest axis first."""
     tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
-        name, axes = cursor.string(_MAX_NAME_BYTES), cursor.u32()
+        name, axes = cursor.string(_MAX_NAME_BYTES), cursor.unsigned(4)
         if name in tensors:
             raise WeightsError(f"{cursor.source}: tensor {short(name)} is there twice")
         if not 1 <= axes <= 4:
             raise WeightsError(f"{cursor.source}: tensor {short(name)} has {axes} axes; 1 to 4")
-        shape = tuple(cursor.u64() for _ in range(axes))[::-1]
-        tensors[name] = TensorInfo(shape, cursor.u32(), cursor.u64())
+        shape = tuple(cursor.unsigned(8) for _ in range(axes))[::-1]
+        tensors[name] = TensorInfo(shape, cursor.unsigned(4), cursor.unsigned(8))
     return tensors
 
 

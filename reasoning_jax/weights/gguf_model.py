@@ -8,6 +8,7 @@ and only with pre-tokenizers that are listed here: a wrong one gives plausible b
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _HARMLESS = {"rope.scaling.type": "none", "expert_count": 0, "attention.causal":
 # The scaling of every Llama 3 that llama.cpp stores as a table of factors.
 _LLAMA3 = {"low": 1.0, "high": 4.0, "original": 8192}
 _ROPE_TABLE = "rope_freqs.weight"
+IGNORED = re.escape(_ROPE_TABLE)  # read with the config
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

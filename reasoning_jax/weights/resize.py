@@ -84,5 +84,5 @@ def _grow_like(leaf: Any, path: str, rows: int, init_rows: Any) -> Any:
     if not isinstance(leaf.sharding, NamedSharding):
         return jax.device_put(grown, leaf.sharding)
     axes = ("vocab", "embed") if VOCAB_AXIS[path] == 0 else ("embed", "vocab")
-    mesh = leaf.sharding.mesh
+    mesh: Any = leaf.sharding.mesh
     return jax.device_put(grown, NamedSharding(mesh, sharding.param_spec(axes, grown.shape, mesh)))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from reasoning_jax.report import replay
+from reasoning_jax.report.load import load_runs
+from reasoning_jax.report.page import render_page
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -183,6 +185,12 @@ def write_run(
         drawn = [draw_sample(rng, step, 0.55 + 0.38 * t, retracts) for _ in range(samples)]
         write_lines(path / f"samples/step_{step:08d}.jsonl", drawn)
     return path
+
+
+def write_page(runs: list[Path], output: Path) -> Path:
+    """A report without its figures, for tests that are not about them."""
+    output.write_bytes(render_page(load_runs(runs), []).encode(errors="replace"))
+    return output
 
 
 @pytest.fixture

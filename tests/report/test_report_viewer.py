@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import action, sample, write_lines, write_run
+from conftest import action, sample, write_lines, write_page, write_run
 from test_report_page import PAYLOADS, Page, write_words
 
-from reasoning_jax.report import replay, write_report
+from reasoning_jax.report import replay
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -59,7 +59,7 @@ def test_browser_and_python_replay_every_state_alike(tmp_path):
     for step in range(3):
         drawn = [s for s in samples if s["step"] == step]
         write_lines(path / f"samples/step_{step:08d}.jsonl", drawn)
-    page = open_page(write_report([path], tmp_path / "report.html"), "#self-check")
+    page = open_page(write_page([path], tmp_path / "report.html"), "#self-check")
     states = json.loads("".join(text for tag, text in page.texts if tag == "output"))
     assert len(samples) == 60
     assert states == [replay(s["actions"], s["deletable"]) for s in samples]
@@ -75,7 +75,7 @@ def test_wrongly_recorded_text_is_shown_as_a_warning(tmp_path):
     drawn = [sample(1, [action("1"), action("2")]), sample(1, [action("3")], text="4")]
     drawn.append(sample(1, [action("5")], deletable=["x"], prompt="not its end"))
     write_lines(path / "samples/step_00000001.jsonl", drawn)
-    page = open_page(write_report([path], tmp_path / "report.html"))
+    page = open_page(write_page([path], tmp_path / "report.html"))
     assert root(page)["data-mismatches"] == "2"
     (warning,) = [attrs for _, attrs in page.tags if attrs.get("id") == "warning"]
     assert "hidden" not in warning
@@ -86,7 +86,7 @@ def test_wrongly_recorded_text_is_shown_as_a_warning(tmp_path):
 
 def test_nothing_of_a_run_becomes_markup_or_runs(tmp_path):
     # Mutation: innerHTML anywhere in viewer.js. The policy is taken off: it is the second defence.
-    report = write_report([write_words(tmp_path / "run", PAYLOADS)], tmp_path / "report.html")
+    report = write_page([write_words(tmp_path / "run", PAYLOADS)], tmp_path / "report.html")
     page = open_page(_without_policy(report))
     assert root(page)["data-ready"] == "true"
     assert not {"data-hacked", "data-error"} & set(root(page))
@@ -138,7 +138,7 @@ def test_controls_move_through_the_sequence(tmp_path):
         sample(1, [action("0")], correct=False),
     ]
     write_lines(path / "samples/step_00000001.jsonl", drawn)
-    report = write_report([path], tmp_path / "report.html")
+    report = write_page([path], tmp_path / "report.html")
     page = open_page(_without_policy(report, DRIVER))
     seen = json.loads("".join(text for tag, text in page.texts if tag == "output"))
     assert "data-error" not in root(page)

@@ -117,8 +117,15 @@ def test_requests_that_make_no_sense_are_refused(task):
 
 
 def test_too_few_distinct_problems_are_told():
-    # 0+0, 0+1 and 1+1 cannot be in all three splits: their keys hash to train and test.
-    one_bit = make_task("add_or_sub_in_base", max_base=2, max_digits=1, signed=False)
-    three = dataclasses.replace(one_bit, operations=("add",))
+    # The six sums of two digits in base 3 all hash into the training split.
+    six = make_task(
+        "add_or_sub_in_base",
+        min_base=3,
+        max_base=3,
+        max_digits=1,
+        signed=False,
+        operations=("add",),
+    )
+    assert six.problem(0, "train").split == "train"
     with pytest.raises(TaskError, match="too few distinct problems"):
-        three.problem(0, "validation")
+        six.problem(0, "validation")

@@ -1,0 +1,29 @@
+"""`data build`: write the problems of the config's task as a TFDS array_record data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reasoning_jax.config import Config, ConfigError
+from reasoning_jax.tasks import make_task
+
+# Problems of the validation and of the test split, each.
+_HELD_OUT = 1000
+
+
+def build(config: Config, out: Path) -> int:
+    """Write `data.train_problems` training and 1,000 validation and test problems each."""
+    from reasoning_jax.data import builder
+
+    if config.data.source != "task":
+        raise ConfigError(f"data build writes tasks; data.source is {config.data.source!r}")
+    dials = dict(config.task.dials)
+    sizes = {"train": config.data.train_problems, "validation": _HELD_OUT, "test": _HELD_OUT}
+    folder = builder.build(
+        make_task(config.task.name, **dials), name=config.task.name, dials=dials, out_dir=out,
+        sizes=sizes, seed=config.seed,
+    )  # fmt: skip
+    total = sum(sizes.values())
+    print(f"{total:,} problems of {config.task.name} in {folder}")
+    print(f"train on them: --config.data.source=tfds --config.data.path={folder}")
+    return 0

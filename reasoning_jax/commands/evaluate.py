@@ -1,0 +1,35 @@
+"""`evaluate`: measure a checkpoint on a split, print a table, write it into the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from reasoning_jax.commands.load import load_trained
+from reasoning_jax.commands.train import run_evaluation, write_evaluation
+from reasoning_jax.config import Config
+from reasoning_jax.evaluate.accuracy import Evaluation
+
+
+def evaluate(config: Config, workdir: Path, step: int | None) -> int:
+    """Evaluate a step (default: the newest) as `config.evaluate` and `config.sampling` say."""
+    trained = load_trained(config, workdir, step)
+    with jax.set_mesh(trained.mesh):
+        result = run_evaluation(trained.assembly, trained.mesh, trained.params)
+    write_evaluation(workdir, trained.step, config.evaluate.split, result)
+    print(f"step {trained.step}, {config.evaluate.split} split")
+    print(table(result))
+    return 0
+
+
+def table(result: Evaluation) -> str:
+    """Measure ± standard error (n), over all and by difficulty."""
+    lines = []
+    for group, measures in [("all", result.metrics), *sorted(result.by_difficulty.items())]:
+        lines.append(group)
+        for name, measure in measures.items():
+            m = measure.to_dict()
+            error = "" if m["stderr"] is None else f" ± {m['stderr']:.4f}"
+            lines.append(f"  {name:<28} {m['value']:.4f}{error}  (n={m['n']})")
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""A trained model from a run folder, for the commands that only read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from reasoning_jax import sharding
+from reasoning_jax.commands import runfolder
+from reasoning_jax.commands.assemble import Assembly, assemble
+from reasoning_jax.config import Config, ConfigError, check_devices
+from reasoning_jax.model import spec
+from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
+from reasoning_jax.train.program import abstract_state, make_program
+from reasoning_jax.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint's parameters ({"model", "lora"}) on a mesh, and the parts of its run."""
+
+    assembly: Assembly
+    mesh: jax.sharding.Mesh
+    params: spec.Params
+    step: int
+
+
+def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
+    """Restore the parameters of a step (default: the newest).
+
+    Raises:
+      ConfigError: not a run folder, or the config's model is not that of the run.
+      CheckpointError: no usable checkpoint, or not that step.
+    """
+    saved = runfolder.read_json(workdir / "config.json")
+    for section in ("model", "lora", "vocab", "weights"):
+        changed = runfolder.changed_keys(saved.get(section), runfolder.to_dict(config)[section])
+        if changed:
+            raise ConfigError(
+                f"{section}.{changed[0]} differs from the run in {workdir}; a checkpoint cannot be "
+                "loaded into another model"
+            )
+    vocab = Vocab.from_dict(runfolder.read_json(workdir / "vocab.json"))
+    assembly = assemble(config, vocab)
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist; the run has saved nothing yet")
+    mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
+    with jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
+        program = make_program(config, assembly.model, vocab.backspace_id)
+        like = abstract_state(program, mesh).params
+        params, step = checkpoints.restore_params(like, step)
+    return Trained(assembly, mesh, params, step)

@@ -1,0 +1,18 @@
+"""A config file whose argument is a run folder: the config that the run was started with."""
+
+from pathlib import Path
+
+from ml_collections import config_dict
+
+from reasoning_jax.commands.runfolder import read_json
+
+
+def get_config(workdir: str):
+    return config_dict.ConfigDict(_tuples(read_json(Path(workdir) / "config.json")))
+
+
+def _tuples(value):
+    """JSON lists as tuples, which can be overridden on the command line."""
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,165 @@
+"""Grain pipelines: from a random-access source of examples to batches, with a resumable place.
+
+Order and noise are functions of the seed and of the position in the global stream alone; the stream
+is shuffled before it is divided among processes. The place is a small JSON-able dict, exact to the
+example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grain
+import jax
+import numpy as np
+
+from reasoning_jax import sharding
+from reasoning_jax.data.batch import Batch, Encoder, padded
+from reasoning_jax.data.examples import Example
+
+# Rounds of the index permutation; fewer than 4 leave visible structure.
+_SHUFFLE_ROUNDS = 4
+_FIELDS = ("actions", "labels", "weights", "floor", "noised")
+
+
+class ExampleSource(Protocol):
+    """Random access to examples; TaskSource, JsonlSource and TfdsSource are such."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> Example: ...
+
+
+class BatchSource(Protocol):
+    """All that the training loop knows about data."""
+
+    def next(self, state: Any) -> Batch:
+        """The next global batch for the current train state (which supervised data ignores)."""
+        ...
+
+    def save(self) -> dict[str, Any]:
+        """The place in the stream, JSON-able."""
+        ...
+
+    def restore(self, place: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The endless stream of encoded examples, by position: shuffled anew in every epoch.
+
+    What stands at a position, its noise included, depends on the seed and the position alone, not
+    on how the stream is divided among processes.
+    """
+
+    examples: ExampleSource
+    encoder: Encoder
+    seed: int
+
+    def __len__(self) -> int:
+        return 1 << 48
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        position = operator.index(position)
+        n = len(self.examples)
+        epoch, place = divmod(position, n)
+        order_seed = (self.seed * 1_000_003 + epoch) % (1 << 32)
+        index = grain.experimental.index_shuffle(
+            place, max_index=n - 1, seed=order_seed, rounds=_SHUFFLE_ROUNDS
+        )
+        rng = np.random.default_rng([self.seed, position])
+        return self.encoder.encode(self.examples[index], rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PaddedBatches:
+    """Batch k of a stream, one example a row: the rows of this process."""
+
+    stream: Stream
+    batch_rows: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.batch_rows
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        local = self.batch_rows // self.process_count
+        first = operator.index(k) * self.batch_rows + self.process_index * local
+        T = self.stream.encoder.data.seq_len
+        return padded([self.stream[first + i] for i in range(local)], local, T)
+
+
+class SupervisedSource:
+    """Batches of encoded examples: shuffled, repeated, augmented, padded or packed."""
+
+    def __init__(
+        self,
+        examples: ExampleSource,
+        encoder: Encoder,
+        *,
+        batch_rows: int,
+        seed: int,
+        mesh: jax.sharding.Mesh,
+        pack_examples: bool = False,
+        process_index: int | None = None,
+        process_count: int | None = None,
+    ):
+        index = jax.process_index() if process_index is None else process_index
+        count = jax.process_count() if process_count is None else process_count
+        if batch_rows % count:
+            raise ValueError(f"{batch_rows} rows do not divide among {count} processes")
+        self._sharding = sharding.batch_sharding(mesh)
+        stream = Stream(examples, encoder, seed)
+        # One reading thread: the work is Python, and more threads only take turns.
+        if pack_examples:
+            T = encoder.data.seq_len
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_rows)
+            mine = grain.MapDataset.source(stream)[index::count]
+            packed = grain.experimental.FirstFitPackIterDataset(
+                mine.to_iter_dataset(options),
+                length_struct={name: T for name in _FIELDS},
+                num_packing_bins=batch_rows // count,
+            )
+            batches = packed.map(_from_packed).batch(batch_rows // count, drop_remainder=True)
+        else:
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+            padded = _PaddedBatches(stream, batch_rows, index, count)
+            batches = grain.MapDataset.source(padded).to_iter_dataset(options)
+        self._iterator = iter(batches)
+
+    def next(self, state: Any = None) -> Batch:
+        del state
+        local = next(self._iterator)
+        return Batch(
+            **{
+                name: jax.make_array_from_process_local_data(self._sharding, values)
+                for name, values in local.items()
+            }
+        )
+
+    def save(self) -> dict[str, Any]:
+        return self._iterator.get_state()
+
+    def restore(self, place: dict[str, Any]) -> None:
+        self._iterator.set_state(place)
+
+
+def _from_packed(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    row = {name: packed[name] for name in _FIELDS}
+    row["segments"] = packed["actions_segment_ids"].astype(np.int32)
+    return row
+
+
+def fixed_batches(
+    examples: Sequence[Example], encoder: Encoder, batch_rows: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """All examples once, in order, as numpy batches; the last is filled up with padding rows."""
+    encoded = [encoder.encode(e, np.random.default_rng([seed, i])) for i, e in enumerate(examples)]
+    return [
+        padded(encoded[begin : begin + batch_rows], batch_rows, encoder.data.seq_len)
+        for begin in range(0, len(encoded), batch_rows)
+    ]

@@ -1,0 +1,343 @@
+"""`reasoning-jax COMMAND --config=FILE[:ARG] --workdir=DIR --config.a.b=value`: flags and dispatch.
+
+Only parses, checks and dispatches. Every error of the user's ends here as at most six lines on
+stderr and the exit code of its kind, before a backend starts wherever that is possible.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from reasoning_jax.config import Config, ConfigError, from_dict
+
+EXIT_OK, EXIT_USAGE, EXIT_CHECKPOINT = 0, 2, 4
+
+_COMMANDS = {
+    "train": "train (or continue) the run in --workdir",
+    "evaluate": "evaluate a checkpoint of the run in --workdir",
+    "sample": "continue --prompt or each line of --prompt_file with a checkpoint",
+    "report": "RUN [RUN ...]: one HTML page over run folders",
+    "data": "build: write a task's problems as array_record files under --out",
+    "export": "write a checkpoint as a Hugging Face folder to --out",
+}
+_USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
+_WITH_CONFIG = ("train", "data")
+_WITH_RUN = ("evaluate", "sample", "export")
+_SAVED_CONFIG = Path(__file__).parent / "commands" / "saved_config.py"
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config(arg).", lock_config=True
+)
+flags.DEFINE_string("workdir", None, "Folder of the run.")
+flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
+flags.DEFINE_bool("dry_run", False, "Print shapes, memory and batch tree; allocate nothing.")
+flags.DEFINE_bool("debug", False, "NaN checks, leak checks, strict promotion, key reuse checks.")
+flags.DEFINE_bool("quiet", False, "No progress lines.")
+flags.DEFINE_integer("checkpoint", None, "Step to load; the newest by default.", lower_bound=0)
+flags.DEFINE_string("prompt", None, "sample: the text to continue.")
+flags.DEFINE_string("prompt_file", None, "sample: a file with one prompt a line.")
+flags.DEFINE_integer("samples", 1, "sample: completions a prompt.", lower_bound=1)
+flags.DEFINE_string("out", None, "report: the HTML file; data, export: the folder.")
+
+
+class UsageError(ConfigError):
+    """The command line is wrong."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run(list(sys.argv if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line (argv[0] is the program). Returns the exit code."""
+    try:
+        return _run(argv)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        lines = str(error).strip().split("\n")
+        print("error: " + "\n".join(line[:400] for line in lines[:6]), file=sys.stderr)
+        return code
+
+
+def _run(argv: list[str]) -> int:
+    if len(argv) < 2 or argv[1] in ("--help", "-h", "help"):
+        print(_USAGE)
+        for name, what in _COMMANDS.items():
+            print(f"  {name:<10} {what}")
+        print("flags: --print_config --dry_run --debug --quiet --checkpoint --prompt --prompt_file")
+        print("       --samples --out")
+        return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
+    command = argv[1]
+    if command not in _COMMANDS:
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
+        raise UsageError(f"unknown command {command!r}; {hint}\n{_USAGE}")
+    positional = _parse_flags(argv, command)
+    handler: Callable[[list[str]], int] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "sample": _sample,
+        "report": _report,
+        "data": _data,
+        "export": _export,
+    }[command]
+    return handler(positional)
+
+
+def _parse_flags(argv: list[str], command: str) -> list[str]:
+    """Parse flags; returns what is left besides the command."""
+    has_config = any(a.split("=")[0] in ("--config", "-config") for a in argv[2:])
+    arguments = [argv[0], *argv[2:]]
+    if command in _WITH_RUN and not has_config:
+        workdir = _value_of(argv, "workdir")
+        if workdir is not None:
+            # Before the overrides: --config.a.b applies to the run's own config.
+            arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
+    _check_overrides(arguments)
+    try:
+        rest = FLAGS(arguments)[1:]
+    except flags.Error as error:
+        raise UsageError(f"{_first_lines(error)}\n{_USAGE}") from None
+    except Exception as error:
+        if _exit_code(error) is not None:
+            raise
+        raise UsageError(f"the config cannot be read: {_first_lines(error)}") from None
+    allowed = {"report": None, "data": 1}.get(command, 0)
+    if allowed is not None and len(rest) > allowed:
+        extra = rest[allowed]
+        hint = f"; did you mean --{extra}?" if extra.startswith("config.") else ""
+        raise UsageError(f"unexpected argument {extra!r}{hint}\n{_USAGE}")
+    return rest
+
+
+def _check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse a bad config file, unknown keys and ill-typed values in words of our own.
+
+    config_flags finds them too, but reports them as tracebacks or without the key.
+    """
+    file = _value_of(arguments, "config")
+    overrides = [a.lstrip("-") for a in arguments if a.startswith(("--config.", "-config."))]
+    if file is None:
+        if overrides:
+            raise UsageError(f"--{overrides[0]} needs --config=FILE before it")
+        return
+    config = _load_config_file(file)
+    for override in overrides:
+        path, given, text = override.partition("=")
+        node: Any = config
+        names = path.split(".")[1:]
+        for i, name in enumerate(names):
+            name = name.split("[")[0]
+            if not hasattr(node, "keys") or name not in node:
+                known = list(node.keys()) if hasattr(node, "keys") else []
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UsageError(f"unknown key {'.'.join(names[: i + 1])}; {hint}")
+            node = node[name]
+        _check_override_type(".".join(names), node, text if given else None)
+
+
+def _check_override_type(key: str, default: Any, text: str | None) -> None:
+    kinds: dict[type, Callable[[str], Any]] = {int: int, float: float}
+    if hasattr(default, "keys"):
+        raise UsageError(f"{key} is a section; set one of {', '.join(default.keys())}")
+    if type(default) not in kinds or text is None:
+        return
+    try:
+        kinds[type(default)](text)
+    except ValueError:
+        raise UsageError(
+            f"{key} must be {'an int' if type(default) is int else 'a number'}, got {text!r} "
+            f"(its value in the file is {default!r})"
+        ) from None
+
+
+def _load_config_file(value: str) -> Any:
+    """Run a config file's `get_config` and return what it gives. Raises UsageError."""
+    name, _, argument = value.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path(".")
+        files = [p.name for p in folder.glob("*.py")]
+        near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.4)
+        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        raise UsageError(f"--config={name}: there is no such file{hint}")
+    spec = importlib.util.spec_from_file_location("reasoning_jax_config_file", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if ":" in value else module.get_config()
+    except Exception as error:
+        if _exit_code(error) is not None:
+            raise
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UsageError(f"{name}{where}: {type(error).__name__}: {_first_lines(error)}") from None
+    if not hasattr(config, "to_dict"):
+        raise UsageError(
+            f"{name}: get_config must return a ConfigDict, got {type(config).__name__}"
+        )
+    return config
+
+
+def _value_of(argv: Sequence[str], name: str) -> str | None:
+    for i, argument in enumerate(argv):
+        if argument in (f"--{name}", f"-{name}"):
+            return argv[i + 1] if i + 1 < len(argv) else None
+        if argument.startswith((f"--{name}=", f"-{name}=")):
+            return argument.partition("=")[2]
+    return None
+
+
+def _first_lines(error: BaseException, count: int = 3) -> str:
+    return "\n".join(str(error).strip().split("\n")[:count])
+
+
+def _config(command: str) -> Config:
+    if FLAGS.config is None:
+        need = "--workdir=DIR of a run" if command in _WITH_RUN else "--config=FILE"
+        raise UsageError(f"{command} needs {need}\n{_USAGE}")
+    try:
+        config = from_dict(FLAGS.config.to_dict())
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"the config cannot be read: {_first_lines(error)}") from None
+    if FLAGS.debug:
+        _switch_on_debugging()
+    return config
+
+
+def _overrides() -> list[str]:
+    values = config_flags.get_override_values(FLAGS["config"])
+    return [f"{name}={value!r}" for name, value in sorted(values.items())]
+
+
+def _workdir(command: str) -> Path:
+    if not FLAGS.workdir:
+        raise UsageError(f"{command} needs --workdir=DIR\n{_USAGE}")
+    return Path(FLAGS.workdir)
+
+
+def _print_config(config: Config) -> int:
+    import json
+
+    from reasoning_jax.config import to_dict
+
+    print(json.dumps(to_dict(config), indent=1))
+    return EXIT_OK
+
+
+def _train(_: list[str]) -> int:
+    config = _config("train")
+    if FLAGS.print_config:
+        return _print_config(config)
+    from reasoning_jax.commands import train
+
+    if FLAGS.dry_run:
+        return train.dry_run(config)
+    return train.train(config, _workdir("train"), _overrides(), FLAGS.quiet)
+
+
+def _evaluate(_: list[str]) -> int:
+    workdir, config = _workdir("evaluate"), _config("evaluate")
+    if FLAGS.print_config:
+        return _print_config(config)
+    from reasoning_jax.commands import evaluate
+
+    return evaluate.evaluate(config, workdir, FLAGS.checkpoint)
+
+
+def _sample(_: list[str]) -> int:
+    if (FLAGS.prompt is None) == (FLAGS.prompt_file is None):
+        raise UsageError("sample needs either --prompt=TEXT or --prompt_file=FILE")
+    workdir, config = _workdir("sample"), _config("sample")
+    from reasoning_jax.commands import sample
+
+    prompts = [FLAGS.prompt] if FLAGS.prompt is not None else sample.read_prompts(FLAGS.prompt_file)
+    return sample.sample(config, workdir, prompts, FLAGS.samples, FLAGS.checkpoint)
+
+
+def _report(runs: list[str]) -> int:
+    if not runs:
+        raise UsageError(f"report needs at least one run folder\n{_USAGE}")
+    from reasoning_jax.report import write_report
+
+    out = Path(FLAGS.out) if FLAGS.out else Path(runs[0]) / "report.html"
+    print(f"report: {write_report([Path(r) for r in runs], out)}")
+    return EXIT_OK
+
+
+def _data(words: list[str]) -> int:
+    if words != ["build"]:
+        raise UsageError("data knows one action: reasoning-jax data build --config=FILE --out=DIR")
+    if not FLAGS.out:
+        raise UsageError("data build needs --out=DIR")
+    from reasoning_jax.commands import data
+
+    return data.build(_config("data"), Path(FLAGS.out))
+
+
+def _export(_: list[str]) -> int:
+    if not FLAGS.out:
+        raise UsageError("export needs --out=DIR")
+    workdir, config = _workdir("export"), _config("export")
+    from reasoning_jax.commands import export
+
+    return export.export(config, workdir, Path(FLAGS.out), FLAGS.checkpoint)
+
+
+def _switch_on_debugging() -> None:
+    """The checks of JAX that catch mistakes early and cost time."""
+    import jax
+
+    jax.config.update("jax_debug_nans", True)
+    jax.config.update("jax_check_tracer_leaks", True)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_debug_key_reuse", True)
+    jax.config.update("jax_explain_cache_misses", True)
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that is the user's to mend; None for a defect of ours.
+
+    Modules that are not loaded cannot have raised: their errors are looked up, not imported.
+    """
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    for module, name, code in (
+        ("reasoning_jax.train.checkpoint", "CheckpointError", EXIT_CHECKPOINT),
+        ("reasoning_jax.tasks.base", "TaskError", EXIT_USAGE),
+        ("reasoning_jax.data.examples", "DataError", EXIT_USAGE),
+        ("reasoning_jax.vocab", "VocabError", EXIT_USAGE),
+        ("reasoning_jax.weights", "WeightsError", EXIT_USAGE),
+        ("reasoning_jax.report", "ReportError", EXIT_USAGE),
+    ):
+        kind: Any = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(error, kind):
+            return code
+    return None
+
+
+if __name__ == "__main__":
+    main()
