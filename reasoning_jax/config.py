@@ -23,8 +23,24 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names key, value, rule and nearest legal."""
 
 
-def _number(default: Any, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
+# Steps, rows and positions are counted in int32 on devices.
+_MAX_INT = 2**31 - 1
+_SHOWN = 80
+
+
+def _number(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A number in [low, high]; `above` and `below` are bounds that it must not reach."""
+    if high is None and isinstance(default, int):
+        high = _MAX_INT
+    rules = {"low": low, "high": high, "above": above, "below": below}
+    return field(default=default, metadata=rules)
 
 
 def _choice(default: str, *options: str) -> Any:
@@ -157,14 +173,14 @@ class OptimizerConfig:
     """
 
     name: str = _choice("adamw", "lion", "adafactor", "muon", "sgd")
-    learning_rate: float = _number(1e-3, 0.0)
+    learning_rate: float = _number(1e-3, above=0.0)
     schedule: str = _choice("cosine", "constant", "linear", "wsd")
     warmup_steps: int = _number(100, 0)
     decay_fraction: float = _number(0.2, 0.0, 1.0)
     final_fraction: float = _number(0.1, 0.0, 1.0)
     weight_decay: float = _number(0.1, 0.0)
-    b1: float = _number(0.9, 0.0, 1.0)
-    b2: float = _number(0.98, 0.0, 1.0)
+    b1: float = _number(0.9, 0.0, below=1.0)
+    b2: float = _number(0.98, 0.0, below=1.0)
     eps: float = _number(1e-8, 0.0)
     clip_norm: float = _number(1.0, 0.0)
     accumulate: int = _number(1, 1)
@@ -220,7 +236,7 @@ class SamplingConfig:
 
     temperature: float = _number(1.0, 0.0, 100.0)
     top_k: int = _number(0, 0)
-    top_p: float = _number(1.0, 0.0, 1.0)
+    top_p: float = _number(1.0, high=1.0, above=0.0)
     min_p: float = _number(0.0, 0.0, 1.0)
     max_actions: int = _number(32, 1)
     max_new_tokens: int = _number(0, 0)
@@ -247,7 +263,7 @@ class EvaluateConfig:
 class Config:
     """One run."""
 
-    seed: int = _number(0, 0, 2**31 - 1)
+    seed: int = _number(0, 0)
     model: ModelConfig = ModelConfig()
     weights: WeightsConfig = WeightsConfig()
     vocab: VocabConfig = VocabConfig()
@@ -273,7 +289,8 @@ def default_config() -> Any:
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """Parse the ARG of `--config=FILE:ARG`, "seed=1,objective=bc", over typed defaults.
 
-    A bare word sets the boolean of that name. Returns a ConfigDict of the defaults and their types.
+    A bare word sets the boolean of that name. Returns a ConfigDict of the defaults and their types,
+    which are bool, int, float or str.
 
     Raises:
       ConfigError: an unknown name, or a value that is not of its default's type.
@@ -285,6 +302,10 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
         name, given, text = part.partition("=")
         if name not in defaults:
             raise ConfigError(f"config argument {name!r} is unknown{_nearest(name, defaults)}")
+        if not given and not isinstance(defaults[name], bool):
+            raise ConfigError(
+                f"config argument {name} needs a value, as in {name}={defaults[name]}"
+            )
         values[name] = _parse_as(name, text if given else "true", defaults[name])
     return config_dict.ConfigDict(values)
 
@@ -297,7 +318,8 @@ def _parse_as(name: str, text: str, default: Any) -> Any:
         return kind(text)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"config argument {name}={text!r} is not a {kind.__name__} (default {default!r})"
+            f"config argument {name} must be {_article(kind.__name__)}, got {text!r} "
+            f"(default {default!r}){int_hint(kind, text)}"
         ) from None
 
 
@@ -315,24 +337,49 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
       ConfigError
     """
-    values = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
-    task = values.pop("task", {})
-    if not isinstance(task, Mapping) or not isinstance(task.get("name", ""), str):
-        raise ConfigError("task must be a section with a name")
-    dials = tuple(sorted((str(k), _as_tuple(v)) for k, v in task.items() if k != "name"))
-    config = _build(Config, values, "")
-    config = dataclasses.replace(config, task=TaskConfig(task.get("name", "arithmetic"), dials))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a config is a dict of sections, got {show(values)}")
+    rest = {name: value for name, value in values.items() if name != "task"}
+    config = dataclasses.replace(_build(Config, rest, ""), task=_task(values.get("task", {})))
     validate(config)
     return config
 
 
+def _task(section: Any) -> TaskConfig:
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"task must be a section with a name, got {show(section)}")
+    dials = {}
+    for key, value in section.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"task has a key that is not a string: {show(key)}")
+        if key != "name":
+            dials[key] = _dial(f"task.{key}", value)
+    name = _checked("task.name", section.get("name", TaskConfig.name), str, {})
+    return TaskConfig(name, tuple(sorted(dials.items())))
+
+
+def _dial(key: str, value: Any) -> Any:
+    """A task's dial: its range is the task's business, its type must survive JSON."""
+    if isinstance(value, list | tuple):
+        return tuple(_dial(f"{key}[{i}]", v) for i, v in enumerate(value))
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise ConfigError(
+            f"{key} must be true or false, a number, a string or a tuple of these, got "
+            f"{show(value)} ({type(value).__name__})"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} must be finite, got {value!r}")
+    return value
+
+
 def _build(cls: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix[:-1]} must be a section, got {values!r}")
+        raise ConfigError(f"{prefix[:-1]} must be a section, got {show(values)}")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise ConfigError(f"unknown key {prefix}{name}{_nearest(str(name), hints)}")
+            text = name if isinstance(name, str) and name.isidentifier() else show(name)
+            raise ConfigError(f"unknown key {prefix}{text[:_SHOWN]}{_nearest(text, hints)}")
     arguments = {}
     for f in dataclasses.fields(cls):
         if f.name not in values:
@@ -352,24 +399,33 @@ def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
         value = _as_tuple(value)
         element = typing.get_args(kind)[0]
         if not isinstance(value, tuple):
-            raise ConfigError(f"{key} must be a tuple of {element.__name__}, got {value!r}")
+            raise ConfigError(f"{key} must be a tuple of {element.__name__}, got {show(value)}")
         return tuple(_checked(f"{key}[{i}]", v, element, {}) for i, v in enumerate(value))
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if type(value) is not kind:
-        got = f"{value!r} ({type(value).__name__})"
-        raise ConfigError(f"{key} must be {_article(kind.__name__)}, got {got}")
+        got = f"{show(value)} ({type(value).__name__})"
+        raise ConfigError(
+            f"{key} must be {_article(kind.__name__)}, got {got}{int_hint(kind, value)}"
+        )
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{key} must be finite, got {value!r}")
-    low, high = rules.get("low"), rules.get("high")
+    low, high, above, below = (rules.get(name) for name in ("low", "high", "above", "below"))
     if low is not None and value < low:
-        raise ConfigError(f"{key} must be >= {low}, got {value!r}; the nearest legal is {low}")
+        raise ConfigError(f"{key} must be >= {low}, got {show(value)}; the nearest legal is {low}")
     if high is not None and value > high:
-        raise ConfigError(f"{key} must be <= {high}, got {value!r}; the nearest legal is {high}")
+        raise ConfigError(
+            f"{key} must be <= {high}, got {show(value)}; the nearest legal is {high}"
+        )
+    if above is not None and value <= above:
+        raise ConfigError(f"{key} must be above {above}, got {show(value)}")
+    if below is not None and value >= below:
+        raise ConfigError(f"{key} must be below {below}, got {show(value)}")
     choices = rules.get("choices")
     if choices and value not in choices:
         raise ConfigError(
-            f"{key} must be one of {', '.join(choices)}; got {value!r}{_nearest(value, choices)}"
+            f"{key} must be one of {', '.join(choices)}; got {show(value)}"
+            f"{_nearest(value, choices)}"
         )
     return value
 
@@ -402,6 +458,11 @@ def validate(config: Config) -> None:
             'data.path goes with data.source="jsonl" or "tfds"; got '
             f"source={data.source!r}, path={data.path!r}"
         )
+    if data.validation_path and data.source != "jsonl":
+        raise ConfigError(
+            'data.validation_path goes with data.source="jsonl"; got '
+            f"source={data.source!r}, validation_path={data.validation_path!r}"
+        )
     if config.noise.rate > 0 and config.objective.name == "mle":
         raise ConfigError(
             f'noise.rate={config.noise.rate} has no effect on objective.name="mle"; set noise.rate '
@@ -425,12 +486,13 @@ def validate(config: Config) -> None:
             f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps="
             f"{train.steps}"
         )
-    if optimizer.learning_rate == 0:
-        raise ConfigError("optimizer.learning_rate must be > 0, got 0.0")
+    if config.lora.train_also and not config.lora.rank:
+        raise ConfigError(
+            f"lora.train_also={config.lora.train_also} has no effect with lora.rank=0; set a rank, "
+            "or use optimizer.freeze"
+        )
     if config.lora.rank and optimizer.freeze:
         raise ConfigError("lora.rank > 0 already freezes the base; use lora.train_also, not freeze")
-    if config.sampling.top_p == 0:
-        raise ConfigError("sampling.top_p must be > 0 (1 is off), got 0.0")
     _check_evaluate(config.evaluate)
     if (config.mesh.data, config.mesh.fsdp, config.mesh.tensor).count(-1) > 1:
         raise ConfigError(f"at most one mesh axis may be -1, got {config.mesh}")
@@ -520,8 +582,26 @@ def nearest_multiples(value: int, factor: int, count: int = 3) -> str:
     return ", ".join(map(str, chosen))
 
 
+def show(value: Any) -> str:
+    """A value for a message: one line, cut where it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python does not print integers of more than 4,300 digits
+        text = "a very long integer"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def int_hint(kind: type, value: Any) -> str:
+    """ "; write 100000" for 1e5 given as an int, whether as a number or as text."""
+    try:
+        whole = kind is int and float(value).is_integer() and abs(float(value)) <= _MAX_INT
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    return f"; write {int(float(value))}" if whole and not isinstance(value, bool) else ""
+
+
 def _nearest(name: str, options: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:_SHOWN], list(options), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(options)}"
 
 

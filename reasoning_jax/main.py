@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from reasoning_jax.config import Config, ConfigError, from_dict
+from reasoning_jax.config import Config, ConfigError, from_dict, int_hint, show
 
 EXIT_OK, EXIT_USAGE, EXIT_CHECKPOINT = 0, 2, 4
 
@@ -33,22 +34,9 @@ _COMMANDS = {
 _USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
 _WITH_CONFIG = ("train", "data")
 _WITH_RUN = ("evaluate", "sample", "export")
+# As config_flags finds them.
+_OVERRIDE = re.compile(r"--?(no)?config\.")
 _SAVED_CONFIG = Path(__file__).parent / "commands" / "saved_config.py"
-
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with get_config(arg).", lock_config=True
-)
-flags.DEFINE_string("workdir", None, "Folder of the run.")
-flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
-flags.DEFINE_bool("dry_run", False, "Print shapes, memory and batch tree; allocate nothing.")
-flags.DEFINE_bool("debug", False, "NaN checks, leak checks, strict promotion, key reuse checks.")
-flags.DEFINE_bool("quiet", False, "No progress lines.")
-flags.DEFINE_integer("checkpoint", None, "Step to load; the newest by default.", lower_bound=0)
-flags.DEFINE_string("prompt", None, "sample: the text to continue.")
-flags.DEFINE_string("prompt_file", None, "sample: a file with one prompt a line.")
-flags.DEFINE_integer("samples", 1, "sample: completions a prompt.", lower_bound=1)
-flags.DEFINE_string("out", None, "report: the HTML file; data, export: the folder.")
 
 
 class UsageError(ConfigError):
@@ -57,6 +45,10 @@ class UsageError(ConfigError):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character of a completion shows its escape.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv if argv is None else argv)))
 
 
@@ -78,7 +70,7 @@ def run(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if len(argv) < 2 or argv[1] in ("--help", "-h", "help"):
+    if len(argv) < 2 or argv[1] == "help" or {"--help", "-help", "-h"} & {*argv[1:]}:
         print(_USAGE)
         for name, what in _COMMANDS.items():
             print(f"  {name:<10} {what}")
@@ -90,8 +82,7 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
         raise UsageError(f"unknown command {command!r}; {hint}\n{_USAGE}")
-    positional = _parse_flags(argv, command)
-    handler: Callable[[list[str]], int] = {
+    handler: Callable[[_Flags, list[str]], int] = {
         "train": _train,
         "evaluate": _evaluate,
         "sample": _sample,
@@ -99,11 +90,45 @@ def _run(argv: list[str]) -> int:
         "data": _data,
         "export": _export,
     }[command]
-    return handler(positional)
+    return handler(*_parse_flags(argv, command))
 
 
-def _parse_flags(argv: list[str], command: str) -> list[str]:
-    """Parse flags; returns what is left besides the command."""
+_Flags = flags.FlagValues
+
+
+def _define_flags(arguments: Sequence[str]) -> _Flags:
+    """Fresh flags, so that one process can run several command lines."""
+    known = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config(arg).",
+        flag_values=known, lock_config=True, sys_argv=list(arguments),
+    )  # fmt: skip
+    for name, what in (
+        ("workdir", "Folder of the run."),
+        ("prompt", "sample: the text to continue."),
+        ("prompt_file", "sample: a file with one prompt a line."),
+        ("out", "report: the HTML file; data, export: the folder."),
+    ):
+        flags.DEFINE_string(name, None, what, flag_values=known)
+    for name, what in (
+        ("print_config", "Print the resolved config as JSON and stop."),
+        ("dry_run", "Print shapes, memory and batch tree; allocate nothing."),
+        ("debug", "NaN checks, leak checks, strict promotion, key reuse checks."),
+        ("quiet", "No progress lines."),
+    ):
+        flags.DEFINE_bool(name, False, what, flag_values=known)
+    flags.DEFINE_integer(
+        "checkpoint", None, "Step to load; the newest by default.",
+        lower_bound=0, flag_values=known,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "samples", 1, "sample: completions a prompt.", lower_bound=1, flag_values=known
+    )
+    return known
+
+
+def _parse_flags(argv: list[str], command: str) -> tuple[_Flags, list[str]]:
+    """The flags, and what is left besides the command."""
     has_config = any(a.split("=")[0] in ("--config", "-config") for a in argv[2:])
     arguments = [argv[0], *argv[2:]]
     if command in _WITH_RUN and not has_config:
@@ -112,8 +137,11 @@ def _parse_flags(argv: list[str], command: str) -> list[str]:
             # Before the overrides: --config.a.b applies to the run's own config.
             arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
     _check_overrides(arguments)
+    known = _define_flags(arguments)
+    # Libraries read their own flags, of which we offer none.
+    flags.FLAGS.mark_as_parsed()
     try:
-        rest = FLAGS(arguments)[1:]
+        rest = known(arguments)[1:]
     except flags.Error as error:
         raise UsageError(f"{_first_lines(error)}\n{_USAGE}") from None
     except Exception as error:
@@ -125,7 +153,7 @@ def _parse_flags(argv: list[str], command: str) -> list[str]:
         extra = rest[allowed]
         hint = f"; did you mean --{extra}?" if extra.startswith("config.") else ""
         raise UsageError(f"unexpected argument {extra!r}{hint}\n{_USAGE}")
-    return rest
+    return known, rest
 
 
 def _check_overrides(arguments: Sequence[str]) -> None:
@@ -134,16 +162,16 @@ def _check_overrides(arguments: Sequence[str]) -> None:
     config_flags finds them too, but reports them as tracebacks or without the key.
     """
     file = _value_of(arguments, "config")
-    overrides = [a.lstrip("-") for a in arguments if a.startswith(("--config.", "-config."))]
+    given = [a for a in arguments if _OVERRIDE.match(a)]
     if file is None:
-        if overrides:
-            raise UsageError(f"--{overrides[0]} needs --config=FILE before it")
+        if given:
+            raise UsageError(f"--{given[0].lstrip('-')} needs --config=FILE before it")
         return
     config = _load_config_file(file)
-    for override in overrides:
-        path, given, text = override.partition("=")
+    for argument in given:
+        flag, equals, text = argument.lstrip("-").partition("=")
         node: Any = config
-        names = path.split(".")[1:]
+        names = flag.split(".")[1:]
         for i, name in enumerate(names):
             name = name.split("[")[0]
             if not hasattr(node, "keys") or name not in node:
@@ -152,21 +180,28 @@ def _check_overrides(arguments: Sequence[str]) -> None:
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
                 raise UsageError(f"unknown key {'.'.join(names[: i + 1])}; {hint}")
             node = node[name]
-        _check_override_type(".".join(names), node, text if given else None)
+        key = ".".join(names)
+        if flag.startswith("no") and (equals or not isinstance(node, bool)):
+            raise UsageError(f"--{flag} is for true or false; write --config.{key}=VALUE")
+        _check_override_type(key, node, text if equals else None)
 
 
 def _check_override_type(key: str, default: Any, text: str | None) -> None:
-    kinds: dict[type, Callable[[str], Any]] = {int: int, float: float}
     if hasattr(default, "keys"):
         raise UsageError(f"{key} is a section; set one of {', '.join(default.keys())}")
-    if type(default) not in kinds or text is None:
+    kind = type(default)
+    if kind not in (bool, int, float) or text is None:
+        return
+    if kind is bool:
+        if text.lower() not in ("true", "t", "1", "false", "f", "0"):
+            raise UsageError(f"{key} must be true or false, got {show(text)}")
         return
     try:
-        kinds[type(default)](text)
+        kind(text)
     except ValueError:
         raise UsageError(
-            f"{key} must be {'an int' if type(default) is int else 'a number'}, got {text!r} "
-            f"(its value in the file is {default!r})"
+            f"{key} must be {'an int' if kind is int else 'a number'}, got {show(text)} "
+            f"(its value in the file is {default!r}){int_hint(kind, text)}"
         ) from None
 
 
@@ -201,42 +236,44 @@ def _load_config_file(value: str) -> Any:
 
 
 def _value_of(argv: Sequence[str], name: str) -> str | None:
+    """The value of a flag before flags are parsed; the last one counts."""
+    value = None
     for i, argument in enumerate(argv):
         if argument in (f"--{name}", f"-{name}"):
-            return argv[i + 1] if i + 1 < len(argv) else None
-        if argument.startswith((f"--{name}=", f"-{name}=")):
-            return argument.partition("=")[2]
-    return None
+            value = argv[i + 1] if i + 1 < len(argv) else None
+        elif argument.startswith((f"--{name}=", f"-{name}=")):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _first_lines(error: BaseException, count: int = 3) -> str:
     return "\n".join(str(error).strip().split("\n")[:count])
 
 
-def _config(command: str) -> Config:
-    if FLAGS.config is None:
+def _config(known: _Flags, command: str) -> Config:
+    if known.config is None:
         need = "--workdir=DIR of a run" if command in _WITH_RUN else "--config=FILE"
         raise UsageError(f"{command} needs {need}\n{_USAGE}")
     try:
-        config = from_dict(FLAGS.config.to_dict())
+        config = from_dict(known.config.to_dict())
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"the config cannot be read: {_first_lines(error)}") from None
-    if FLAGS.debug:
+    if known.debug:
         _switch_on_debugging()
     return config
 
 
-def _overrides() -> list[str]:
-    values = config_flags.get_override_values(FLAGS["config"])
+def _overrides(known: _Flags) -> list[str]:
+    values = config_flags.get_override_values(known["config"])
     return [f"{name}={value!r}" for name, value in sorted(values.items())]
 
 
-def _workdir(command: str) -> Path:
-    if not FLAGS.workdir:
+def _workdir(known: _Flags, command: str) -> Path:
+    if not known.workdir:
         raise UsageError(f"{command} needs --workdir=DIR\n{_USAGE}")
-    return Path(FLAGS.workdir)
+    return Path(known.workdir)
 
 
 def _print_config(config: Config) -> int:
@@ -248,63 +285,63 @@ def _print_config(config: Config) -> int:
     return EXIT_OK
 
 
-def _train(_: list[str]) -> int:
-    config = _config("train")
-    if FLAGS.print_config:
+def _train(known: _Flags, _: list[str]) -> int:
+    config = _config(known, "train")
+    if known.print_config:
         return _print_config(config)
     from reasoning_jax.commands import train
 
-    if FLAGS.dry_run:
+    if known.dry_run:
         return train.dry_run(config)
-    return train.train(config, _workdir("train"), _overrides(), FLAGS.quiet)
+    return train.train(config, _workdir(known, "train"), _overrides(known), known.quiet)
 
 
-def _evaluate(_: list[str]) -> int:
-    workdir, config = _workdir("evaluate"), _config("evaluate")
-    if FLAGS.print_config:
+def _evaluate(known: _Flags, _: list[str]) -> int:
+    workdir, config = _workdir(known, "evaluate"), _config(known, "evaluate")
+    if known.print_config:
         return _print_config(config)
     from reasoning_jax.commands import evaluate
 
-    return evaluate.evaluate(config, workdir, FLAGS.checkpoint)
+    return evaluate.evaluate(config, workdir, known.checkpoint)
 
 
-def _sample(_: list[str]) -> int:
-    if (FLAGS.prompt is None) == (FLAGS.prompt_file is None):
+def _sample(known: _Flags, _: list[str]) -> int:
+    if (known.prompt is None) == (known.prompt_file is None):
         raise UsageError("sample needs either --prompt=TEXT or --prompt_file=FILE")
-    workdir, config = _workdir("sample"), _config("sample")
+    workdir, config = _workdir(known, "sample"), _config(known, "sample")
     from reasoning_jax.commands import sample
 
-    prompts = [FLAGS.prompt] if FLAGS.prompt is not None else sample.read_prompts(FLAGS.prompt_file)
-    return sample.sample(config, workdir, prompts, FLAGS.samples, FLAGS.checkpoint)
+    prompts = [known.prompt] if known.prompt is not None else sample.read_prompts(known.prompt_file)
+    return sample.sample(config, workdir, prompts, known.samples, known.checkpoint)
 
 
-def _report(runs: list[str]) -> int:
+def _report(known: _Flags, runs: list[str]) -> int:
     if not runs:
         raise UsageError(f"report needs at least one run folder\n{_USAGE}")
     from reasoning_jax.report import write_report
 
-    out = Path(FLAGS.out) if FLAGS.out else Path(runs[0]) / "report.html"
+    out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
     print(f"report: {write_report([Path(r) for r in runs], out)}")
     return EXIT_OK
 
 
-def _data(words: list[str]) -> int:
+def _data(known: _Flags, words: list[str]) -> int:
     if words != ["build"]:
         raise UsageError("data knows one action: reasoning-jax data build --config=FILE --out=DIR")
-    if not FLAGS.out:
+    if not known.out:
         raise UsageError("data build needs --out=DIR")
     from reasoning_jax.commands import data
 
-    return data.build(_config("data"), Path(FLAGS.out))
+    return data.build(_config(known, "data"), Path(known.out))
 
 
-def _export(_: list[str]) -> int:
-    if not FLAGS.out:
+def _export(known: _Flags, _: list[str]) -> int:
+    if not known.out:
         raise UsageError("export needs --out=DIR")
-    workdir, config = _workdir("export"), _config("export")
+    workdir, config = _workdir(known, "export"), _config(known, "export")
     from reasoning_jax.commands import export
 
-    return export.export(config, workdir, Path(FLAGS.out), FLAGS.checkpoint)
+    return export.export(config, workdir, Path(known.out), known.checkpoint)
 
 
 def _switch_on_debugging() -> None:

@@ -12,16 +12,18 @@ pretrained table already has). This module knows no model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 PAD, BOS, EOS, BACKSPACE = "<pad>", "<bos>", "<eos>", "<backspace>"
 BOT, EOT, LATENT = "<bot>", "<eot>", "<latent>"
 BASE_SPECIALS = (PAD, BOS, EOS)
 LATENT_SPECIALS = (BOT, EOT, LATENT)
+_T = TypeVar("_T")
 
 
 class VocabError(ValueError):
@@ -158,6 +160,8 @@ class TokenizerCodec:
 
     tokenizer_json: str
     _tokenizer: Any = field(init=False, repr=False, compare=False)
+    _ids: frozenset[int] = field(init=False, repr=False, compare=False)
+    _size: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         import tokenizers
@@ -165,19 +169,28 @@ class TokenizerCodec:
         try:
             json.loads(self.tokenizer_json)
             tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the Rust parser is no Exception
             reason = str(error).split("\n")[0][:200]
             raise VocabError(f"not a Hugging Face tokenizer.json: {reason}") from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        if not tokenizer.get_vocab_size():
+        ids = frozenset(tokenizer.get_vocab(with_added_tokens=True).values())
+        if not ids:
             raise VocabError("the tokenizer.json has no tokens")
         object.__setattr__(self, "_tokenizer", tokenizer)
+        object.__setattr__(self, "_ids", ids)
+        object.__setattr__(self, "_size", max(ids) + 1)
+
+    def __reduce__(self) -> Any:
+        # A tokenizer forgets `encode_special_tokens` when it is copied: build it anew.
+        return TokenizerCodec, (self.tokenizer_json,)
 
     @property
     def size(self) -> int:
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return self._size
 
     def special_ids(self) -> dict[str, int]:
         """The tokenizer's own special tokens by their literal."""
@@ -189,13 +202,15 @@ class TokenizerCodec:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):
             raise VocabError("the text has a lone surrogate, which has no UTF-8 form") from None
+        except Exception as error:
+            reason = str(error).split("\n")[0][:200]
+            raise VocabError(f"the tokenizer cannot encode {text[:40]!r}: {reason}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def text_ids(self) -> list[int]:
-        special = set(self.special_ids().values())
-        return sorted(set(self._tokenizer.get_vocab(with_added_tokens=True).values()) - special)
+        return sorted(self._ids - set(self.special_ids().values()))
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "tokenizer", "tokenizer_json": self.tokenizer_json}
@@ -215,10 +230,15 @@ class Vocab:
 
     def __post_init__(self) -> None:
         ids = list(self.specials.values())
+        if PAD not in self.specials or EOS not in self.specials:
+            raise VocabError(f"a vocabulary needs {PAD} and {EOS}; got {dict(self.specials)}")
         if len(set(ids)) != len(ids):
             raise VocabError(f"two specials share an id: {dict(self.specials)}")
-        if ids and max(ids) >= self.size:
-            raise VocabError(f"special id {max(ids)} is outside the {self.size} rows")
+        if min(ids) < 0 or max(ids) >= self.size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise VocabError(f"special id {wrong} is outside the {self.size} rows")
+        if self.codec.size > self.size:
+            raise VocabError(f"{self.size} rows do not hold the {self.codec.size} ids of text")
 
     @property
     def pad_id(self) -> int:
@@ -238,12 +258,15 @@ class Vocab:
 
     def encode(self, text: str) -> list[int]:
         """Ordinary ids of any text; never a special. Raises VocabError."""
-        return self.codec.encode(text)
+        ids = self.codec.encode(text)
+        if not self._names.keys().isdisjoint(ids):
+            # A pretrained tokenizer that does not mark its <eos> as special.
+            names = sorted({self._names[i] for i in ids if i in self._names})
+            raise VocabError(f"the tokenizer encodes {text[:40]!r} as {', '.join(names)}")
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; specials show as their literals, unknown rows as `<row N>`."""
-        names = {i: name for name, i in self.specials.items()}
-        known = set(self.codec.text_ids()) if self.size > self.codec.size else None
         out: list[str] = []
         run: list[int] = []
 
@@ -253,27 +276,29 @@ class Vocab:
                 run.clear()
 
         for i in map(int, ids):
-            if (
-                i in names
-                or i < 0
-                or i >= self.codec.size
-                or (known is not None and i not in known)
-            ):
-                flush()
-                out.append(names.get(i, f"<row {i}>"))
-            else:
+            if i in self._text:
                 run.append(i)
+            else:
+                flush()
+                out.append(self._names.get(i, f"<row {i}>"))
         flush()
         return "".join(out)
 
+    @functools.cached_property
+    def _names(self) -> dict[int, str]:
+        return {i: name for name, i in self.specials.items()}
+
+    @functools.cached_property
+    def _text(self) -> frozenset[int]:
+        return frozenset(self.codec.text_ids()) - self._names.keys()
+
     def text_ids(self) -> list[int]:
         """Ids that stand for text: what *random* noise draws from."""
-        special = set(self.specials.values())
-        return [i for i in self.codec.text_ids() if i not in special]
+        return sorted(self._text)
 
     def unsampled_ids(self) -> list[int]:
         """Ids that decoding must never produce: pad, bos, latent markers, and rows without text."""
-        legal = {*self.text_ids(), self.eos_id}
+        legal = {*self._text, self.eos_id}
         if self.backspace_id is not None:
             legal.add(self.backspace_id)
         return [i for i in range(self.size) if i not in legal]
@@ -284,16 +309,21 @@ class Vocab:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Vocab:
-        codec = dict(values["codec"])
-        kinds: dict[str, Any] = {
-            "char": lambda: CharCodec(codec["characters"]),
-            "byte": ByteCodec,
-            "word": lambda: WordCodec(tuple(codec["words"])),
-            "tokenizer": lambda: TokenizerCodec(codec["tokenizer_json"]),
+        """The inverse of `to_dict`. Raises VocabError on anything else."""
+        kinds: dict[str, Callable[[Mapping[str, Any]], Codec]] = {
+            "char": lambda codec: CharCodec(_of(str, codec["characters"])),
+            "byte": lambda codec: ByteCodec(),
+            "word": lambda codec: WordCodec(tuple(_of(str, w) for w in codec["words"])),
+            "tokenizer": lambda codec: TokenizerCodec(_of(str, codec["tokenizer_json"])),
         }
-        if codec.get("kind") not in kinds:
-            raise VocabError(f"unknown vocabulary kind {codec.get('kind')!r}")
-        return Vocab(kinds[codec["kind"]](), dict(values["specials"]), int(values["size"]))
+        try:
+            kind = values["codec"]["kind"]
+            if kind not in kinds:
+                raise VocabError(f"unknown vocabulary kind {kind!r}; known: {', '.join(kinds)}")
+            specials = {str(name): _of(int, i) for name, i in values["specials"].items()}
+            return Vocab(kinds[kind](values["codec"]), specials, _of(int, values["size"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise VocabError(f"not the description of a vocabulary: {error!r}") from None
 
 
 def make_vocab(codec: Codec, *, backspace: bool = True, latent: bool = False) -> Vocab:
@@ -354,7 +384,7 @@ def load_tokenizer(path: str | Path) -> TokenizerCodec:
     """The codec of a `tokenizer.json` file. Raises VocabError naming the file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise VocabError(f"cannot read {path}: {error}") from None
     try:
         return TokenizerCodec(text)
@@ -373,3 +403,9 @@ def with_size(vocab: Vocab, size: int) -> Vocab:
     if size < max(vocab.codec.size, *(i + 1 for i in vocab.specials.values())):
         raise VocabError(f"{size} rows do not hold {describe(vocab)}")
     return dataclasses.replace(vocab, size=size)
+
+
+def _of(kind: type[_T], value: Any) -> _T:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value

@@ -75,7 +75,7 @@ def test_packings_equal_the_oracle(backspace_rate):
     pack = jax.jit(backspace.pack, static_argnums=3)
     deduplicate = jax.jit(backspace.deduplicate, static_argnums=(3, 4))
     width = 24
-    for _ in range(60):
+    for _ in range(40):
         actions = random_actions(rng, int(rng.integers(0, width)), backspace_rate)
         floor = int(rng.integers(0, 4))
         batch = rows(START, actions, width, floor=floor)
@@ -136,8 +136,8 @@ def test_collapse_equals_the_oracle():
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_noise_equals_the_oracle_and_collapses_to_the_clean_text(run, xp):
     rng = np.random.default_rng(run)
-    for _ in range(20):
-        T = int(rng.integers(1, 12))
+    T = 12
+    for _ in range(12):
         length = int(rng.integers(0, T + 1))
         clean = rng.integers(0, 6, T)
         noised, noise = backspace.draw_noise(rng, clean, 0.4, run, np.arange(6))

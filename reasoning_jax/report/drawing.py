@@ -146,6 +146,12 @@ def run_legend(
     legend(axes, theme, entries, "outside lower left", columns=2)
 
 
+def size_with_legend(runs: int, styles: int) -> tuple[float, float]:
+    """SIZE for up to four entries in `run_legend`, taller by each further row of two."""
+    entries = min(runs, _LEGEND_RUNS + 1) + (styles if styles > 1 else 0)
+    return SIZE[0], SIZE[1] + 0.17 * max(0, (entries + 1) // 2 - 2)
+
+
 def legend(
     axes: Axes, theme: Theme, entries: Sequence[tuple[str, Artist]], place: str, columns: int
 ) -> None:

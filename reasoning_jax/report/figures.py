@@ -29,6 +29,7 @@ from reasoning_jax.report.drawing import (
     run_colours,
     run_legend,
     running_mean,
+    size_with_legend,
 )
 from reasoning_jax.report.load import Run
 from reasoning_jax.report.tables import PHASES, duration, metric_names, number, phase_seconds
@@ -144,6 +145,7 @@ def _curve(runs: Sequence[Run], panel: Panel, group: str) -> Plate:
         if any(run.series(split, panel.key)[0].size for run in runs)
     ]
     splits.sort(key=lambda split: split != "train")
+    styles = [(s, STYLES[i % len(STYLES)], "o" if i else "") for i, s in enumerate(splits)]
     smoothed = False
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -163,10 +165,9 @@ def _curve(runs: Sequence[Run], panel: Panel, group: str) -> Plate:
         if panel.key == "grad_norm":
             log_if_wide(axes)
         finish(axes, theme, panel.title, panel.unit, share=panel.share)
-        styles = [(s, STYLES[i % len(STYLES)], "o" if i else "") for i, s in enumerate(splits)]
         run_legend(axes, theme, [run.name for run in runs], styles)
 
-    light, dark = render(draw, SIZE)
+    light, dark = render(draw, size_with_legend(len(runs), len(styles)))
     ends = [
         f"{run.name} {split} ends at {number(run.last(split, panel.key))}"
         for run in runs
@@ -226,7 +227,7 @@ def _evaluation(runs: Sequence[Run], panel: EvaluationPanel) -> Plate:
         finish(axes, theme, panel.title, panel.unit, share=panel.share)
         run_legend(axes, theme, [run.name for run in runs], styles)
 
-    light, dark = render(draw, SIZE)
+    light, dark = render(draw, size_with_legend(len(runs), len(styles)))
     ends = [
         f"{run.name} {label} ends at {number(run.evaluations[-1].metrics[metric].value)}"
         for run in runs

@@ -144,9 +144,9 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _summary(runs: Sequence[Run]) -> str:
     """One sentence: how much was run, and the exact match that came out."""
-    steps = max((row.step for run in runs for row in run.rows), default=0)
+    steps = {max((row.step for row in run.rows), default=0) for run in runs}
     count = "One run" if len(runs) == 1 else f"{len(runs)} runs"
-    head = f"{count} of up to {number(steps)} steps"
+    head = f"{count} of {'up to ' if len(steps) > 1 else ''}{number(max(steps))} steps"
     scored = [
         (run.name, e, e.metrics["exact_match"])
         for run in runs
@@ -154,14 +154,14 @@ def _summary(runs: Sequence[Run]) -> str:
     ]
     if not scored:
         return f"{head}."
+    what = "exact match"
     if len(scored) > _SUMMARISED:
-        scored = [max(scored, key=lambda s: s[2].value)]
-        head += "; best"
+        scored, what = [max(scored, key=lambda s: s[2].value)], "best exact match"
     problems = sorted({f"{e.n_problems:,} {e.split}".strip() for _, e, _ in scored})
     values = ", ".join(
         estimate(value) + (f" ({name})" if len(runs) > 1 else "") for name, _, value in scored
     )
-    return f"{head}; exact match on {' or '.join(problems)} problems: {values}."
+    return f"{head}; {what} on {' or '.join(problems)} problems: {values}."
 
 
 def _evaluated(run: Run) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,6 +220,8 @@ def env_table(runs: Sequence[Run]) -> list[Line]:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return shlex.join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -249,15 +252,19 @@ def phase_seconds(run: Run) -> dict[str, float]:
 
 
 def throughput_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(titles, one row a run): run time, tokens, median tokens a second, median utilisation."""
+    """(titles, one row a run): run time, tokens, median tokens a second, median utilisation.
+
+    Each row of metrics.jsonl counts the tokens since the row before it.
+    """
     rows = []
     for run in runs:
+        tokens = run.series("train", "tokens")[1]
         rates = [run.series("train", f"time.{k}")[1] for k in ("tokens_per_s", "mfu")]
         rate, mfu = (sorted(values[values < math.inf].tolist()) for values in rates)
         rows.append(
             (
                 duration(elapsed_seconds(run)),
-                number(run.last("train", "tokens")),
+                number(tokens[tokens < math.inf].sum()),
                 number(float(f"{rate[len(rate) // 2]:.3g}")) if rate else "–",
                 f"{mfu[len(mfu) // 2]:.1%}" if mfu else "–",
             )

@@ -63,7 +63,7 @@
     const replayed = join(visible(trace(sample).pieces, sample.actions.length));
     return replayed === sample.text
       ? ""
-      : `These actions replay to “${glyphs(replayed)}”, but the recorded text is “${glyphs(sample.text)}”.`;
+      : "These actions do not replay to the recorded text, which is the final text below.";
   }
 
   // ---- text -----------------------------------------------------------------------------------

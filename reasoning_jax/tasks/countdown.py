@@ -13,8 +13,9 @@ The game is that of Stream of Search (arXiv 2404.03683) and of "To Backtrack or 
 (arXiv 2504.07052). Number and target ranges (1 to 99, 10 to 100) are those of the latter's public
 code. Deviations, ours: problems are built forward from random operations instead of drawn and
 filtered by a solver, which is faster and favours targets that many operations reach; a result of
-zero is not allowed. The "dfs" strategy orders children by their sum heuristic, but does not drop
-children above its threshold. The trace language of those papers is not written here.
+zero is not allowed; no targets are held out beside the splits. The "dfs" strategy orders children
+by their sum heuristic, but does not drop children above its threshold. The trace language of those
+papers is not written here.
 """
 
 from __future__ import annotations

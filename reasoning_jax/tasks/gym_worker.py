@@ -13,8 +13,10 @@ child, whatever it is doing. The hook and the limits are a second line, not a sa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import gc
 import inspect
 import json
 import math
@@ -71,6 +73,7 @@ def main() -> None:
     except BaseException as error:
         _reply(channel, {"fatal": f"{type(error).__name__}: {error}"[:300]})
         return
+    _warm_up()
     _limit()
     _reply(channel, {"ready": True})
     while True:
@@ -99,6 +102,16 @@ def harmless(text: str) -> bool:
         and not ("(" in text and ("'" in text or '"' in text))
         and all(_HARMLESS_WORD.fullmatch(word) for word in re.findall(r"[A-Za-z]+", text))
     )
+
+
+def _warm_up() -> None:
+    """Have sympy load what it loads late, so that each child need not do it over again."""
+    with contextlib.suppress(ImportError):
+        from sympy.parsing.sympy_parser import parse_expr
+
+        parse_expr("(1 + 2.5)*x**2/3 - y")
+    gc.collect()
+    gc.freeze()
 
 
 def _limit() -> None:

@@ -17,8 +17,8 @@ nodes. Every default below that is not in the paper's text is that fit, not the 
      alone.
   7. The steps are one shortest path. Sentences and the two choices are shuffled.
 The text form (sentences, names, concepts) is that of the published rows. The symbolic form follows
-the first author's small-scale variant (arXiv 2505.12514): `a b | c d [Q] x y [R] root`; there, our
-reading of the notes we have is that `|` stands between edges, and `relabel` is ours.
+the first author's small-scale variant (arXiv 2505.12514): `a b | c d [Q] x y [R] root`; that `|`
+stands between edges and not after each is our reading of it, and `relabel` is ours.
 
 A shortcut worth knowing: the target is deeper than the wrong answer (3.8 against 2.1 edges from
 their roots on the published rows), so that depth alone tells something.

@@ -133,8 +133,8 @@ def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
     """
     files, index = _shards(folder)
     handles, shapes, origin = {}, {}, {}
-    for shard in files:
-        handle = handles[shard] = _open(inside(folder, shard))
+    for shard, path in [(shard, inside(folder, shard)) for shard in files]:
+        handle = handles[shard] = _open(path)
         for name in handle.keys():  # noqa: SIM118  (not a dict)
             header = handle.get_slice(name)
             if header.get_dtype() not in _TYPES:
@@ -143,7 +143,7 @@ def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
                     f"read are {', '.join(_TYPES)}"
                 )
             if index is not None and index.get(name) != shard:
-                raise WeightsError(f"{folder / shard}: {short(name)} is not there in {INDEX}")
+                raise WeightsError(f"{folder / shard}: {INDEX} does not place {short(name)} here")
             plain = name.removeprefix(_PREFIX[family])
             if plain in shapes:
                 raise WeightsError(f"{folder / shard}: tensor {short(name)} is there twice")
