@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -32,7 +33,15 @@ _COMMANDS = {
     "export": "write a checkpoint as a Hugging Face folder to --out",
 }
 _USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
-_WITH_CONFIG = ("train", "data")
+# What each command heeds; any other flag is a mistake and is refused.
+_TAKES = {
+    "train": ("config", "workdir", "print_config", "dry_run", "debug", "quiet"),
+    "evaluate": ("config", "workdir", "print_config", "debug", "checkpoint"),
+    "sample": ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
+    "report": ("out",),
+    "data": ("config", "debug", "out"),
+    "export": ("config", "workdir", "debug", "checkpoint", "out"),
+}
 _WITH_RUN = ("evaluate", "sample", "export")
 # As config_flags finds them.
 _OVERRIDE = re.compile(r"--?(no)?config\.")
@@ -46,8 +55,8 @@ class UsageError(ConfigError):
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character of a completion shows its escape.
-        if hasattr(stream, "reconfigure"):
+        # A terminal that cannot show a character shows its escape.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv if argv is None else argv)))
 
@@ -82,7 +91,7 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
         raise UsageError(f"unknown command {command!r}; {hint}\n{_USAGE}")
-    handler: Callable[[_Flags, list[str]], int] = {
+    handler: Callable[[flags.FlagValues, list[str]], int] = {
         "train": _train,
         "evaluate": _evaluate,
         "sample": _sample,
@@ -93,10 +102,7 @@ def _run(argv: list[str]) -> int:
     return handler(*_parse_flags(argv, command))
 
 
-_Flags = flags.FlagValues
-
-
-def _define_flags(arguments: Sequence[str]) -> _Flags:
+def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
     """Fresh flags, so that one process can run several command lines."""
     known = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -127,7 +133,7 @@ def _define_flags(arguments: Sequence[str]) -> _Flags:
     return known
 
 
-def _parse_flags(argv: list[str], command: str) -> tuple[_Flags, list[str]]:
+def _parse_flags(argv: list[str], command: str) -> tuple[flags.FlagValues, list[str]]:
     """The flags, and what is left besides the command."""
     has_config = any(a.split("=")[0] in ("--config", "-config") for a in argv[2:])
     arguments = [argv[0], *argv[2:]]
@@ -148,6 +154,10 @@ def _parse_flags(argv: list[str], command: str) -> tuple[_Flags, list[str]]:
         if _exit_code(error) is not None:
             raise
         raise UsageError(f"the config cannot be read: {_first_lines(error)}") from None
+    for name in known:
+        if known[name].present and name.split(".")[0] not in _TAKES[command]:
+            takes = " ".join(f"--{flag}" for flag in _TAKES[command])
+            raise UsageError(f"{command} does not take --{name}; it takes {takes}")
     allowed = {"report": None, "data": 1}.get(command, 0)
     if allowed is not None and len(rest) > allowed:
         extra = rest[allowed]
@@ -250,7 +260,7 @@ def _first_lines(error: BaseException, count: int = 3) -> str:
     return "\n".join(str(error).strip().split("\n")[:count])
 
 
-def _config(known: _Flags, command: str) -> Config:
+def _config(known: flags.FlagValues, command: str) -> Config:
     if known.config is None:
         need = "--workdir=DIR of a run" if command in _WITH_RUN else "--config=FILE"
         raise UsageError(f"{command} needs {need}\n{_USAGE}")
@@ -265,12 +275,12 @@ def _config(known: _Flags, command: str) -> Config:
     return config
 
 
-def _overrides(known: _Flags) -> list[str]:
+def _overrides(known: flags.FlagValues) -> list[str]:
     values = config_flags.get_override_values(known["config"])
     return [f"{name}={value!r}" for name, value in sorted(values.items())]
 
 
-def _workdir(known: _Flags, command: str) -> Path:
+def _workdir(known: flags.FlagValues, command: str) -> Path:
     if not known.workdir:
         raise UsageError(f"{command} needs --workdir=DIR\n{_USAGE}")
     return Path(known.workdir)
@@ -285,18 +295,19 @@ def _print_config(config: Config) -> int:
     return EXIT_OK
 
 
-def _train(known: _Flags, _: list[str]) -> int:
+def _train(known: flags.FlagValues, _: list[str]) -> int:
     config = _config(known, "train")
     if known.print_config:
         return _print_config(config)
+    workdir = None if known.dry_run else _workdir(known, "train")
     from reasoning_jax.commands import train
 
-    if known.dry_run:
+    if workdir is None:
         return train.dry_run(config)
-    return train.train(config, _workdir(known, "train"), _overrides(known), known.quiet)
+    return train.train(config, workdir, _overrides(known), known.quiet)
 
 
-def _evaluate(known: _Flags, _: list[str]) -> int:
+def _evaluate(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "evaluate"), _config(known, "evaluate")
     if known.print_config:
         return _print_config(config)
@@ -305,7 +316,7 @@ def _evaluate(known: _Flags, _: list[str]) -> int:
     return evaluate.evaluate(config, workdir, known.checkpoint)
 
 
-def _sample(known: _Flags, _: list[str]) -> int:
+def _sample(known: flags.FlagValues, _: list[str]) -> int:
     if (known.prompt is None) == (known.prompt_file is None):
         raise UsageError("sample needs either --prompt=TEXT or --prompt_file=FILE")
     workdir, config = _workdir(known, "sample"), _config(known, "sample")
@@ -315,7 +326,7 @@ def _sample(known: _Flags, _: list[str]) -> int:
     return sample.sample(config, workdir, prompts, known.samples, known.checkpoint)
 
 
-def _report(known: _Flags, runs: list[str]) -> int:
+def _report(known: flags.FlagValues, runs: list[str]) -> int:
     if not runs:
         raise UsageError(f"report needs at least one run folder\n{_USAGE}")
     from reasoning_jax.report import write_report
@@ -325,7 +336,7 @@ def _report(known: _Flags, runs: list[str]) -> int:
     return EXIT_OK
 
 
-def _data(known: _Flags, words: list[str]) -> int:
+def _data(known: flags.FlagValues, words: list[str]) -> int:
     if words != ["build"]:
         raise UsageError("data knows one action: reasoning-jax data build --config=FILE --out=DIR")
     if not known.out:
@@ -335,7 +346,7 @@ def _data(known: _Flags, words: list[str]) -> int:
     return data.build(_config(known, "data"), Path(known.out))
 
 
-def _export(known: _Flags, _: list[str]) -> int:
+def _export(known: flags.FlagValues, _: list[str]) -> int:
     if not known.out:
         raise UsageError("export needs --out=DIR")
     workdir, config = _workdir(known, "export"), _config(known, "export")

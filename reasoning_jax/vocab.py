@@ -259,10 +259,13 @@ class Vocab:
     def encode(self, text: str) -> list[int]:
         """Ordinary ids of any text; never a special. Raises VocabError."""
         ids = self.codec.encode(text)
-        if not self._names.keys().isdisjoint(ids):
-            # A pretrained tokenizer that does not mark its <eos> as special.
-            names = sorted({self._names[i] for i in ids if i in self._names})
-            raise VocabError(f"the tokenizer encodes {text[:40]!r} as {', '.join(names)}")
+        if not self._text.issuperset(ids):
+            # An unknown character, or a tokenizer that does not mark its <eos> as special.
+            odd = {self._names.get(i) or self.codec.decode([i]) for i in ids if i not in self._text}
+            raise VocabError(
+                f"the tokenizer has no text for part of {text[:40]!r}, it gives "
+                f"{', '.join(sorted(odd))}"
+            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reasoning_jax import config as config_lib
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import spec, transformer
 
@@ -37,3 +38,26 @@ def random_tree(specs, rng):
 
 
 apply = jax.jit(transformer.apply, static_argnames=("config", "capture_states", "capture_weights"))
+
+
+def tiny_run(**sections):
+    """A Config of a run that takes a second: `tiny_run(train={"steps": 3})`."""
+    values = config_lib.to_dict(config_lib.Config())
+    values["task"] = {"name": "arithmetic", "max_digits": 1}
+    base = {
+        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8,
+                  "d_ff": 16},
+        "data": {"seq_len": 8, "train_problems": 50},
+        "objective": {"name": "bc"},
+        "noise": {"rate": 0.2},
+        "optimizer": {"warmup_steps": 0},
+        "train": {"steps": 6, "batch_rows": 8, "log_every_steps": 2, "checkpoint_every_steps": 4},
+        "sampling": {"max_actions": 4},
+        "evaluate": {"problems": 4},
+    }  # fmt: skip
+    for section, changes in [*base.items(), *sections.items()]:
+        if isinstance(values[section], dict):
+            values[section].update(changes)
+        else:
+            values[section] = changes
+    return config_lib.from_dict(values)

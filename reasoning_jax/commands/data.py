@@ -19,10 +19,13 @@ def build(config: Config, out: Path) -> int:
         raise ConfigError(f"data build writes tasks; data.source is {config.data.source!r}")
     dials = dict(config.task.dials)
     sizes = {"train": config.data.train_problems, "validation": _HELD_OUT, "test": _HELD_OUT}
-    folder = builder.build(
-        make_task(config.task.name, **dials), name=config.task.name, dials=dials, out_dir=out,
-        sizes=sizes, seed=config.seed,
-    )  # fmt: skip
+    task = make_task(config.task.name, **dials)
+    try:
+        folder = builder.build(
+            task, name=config.task.name, dials=dials, out_dir=out, sizes=sizes, seed=config.seed
+        )
+    except OSError as error:
+        raise ConfigError(f"--out={out} cannot be written: {error.strerror}") from None
     total = sum(sizes.values())
     print(f"{total:,} problems of {config.task.name} in {folder}")
     print(f"train on them: --config.data.source=tfds --config.data.path={folder}")

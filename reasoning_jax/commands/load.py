@@ -14,7 +14,7 @@ from reasoning_jax.config import Config, ConfigError, check_devices
 from reasoning_jax.model import spec
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from reasoning_jax.train.program import abstract_state, make_program
-from reasoning_jax.vocab import Vocab
+from reasoning_jax.vocab import Vocab, VocabError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,16 @@ def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
 
     Raises:
       ConfigError: not a run folder, or the config's model is not that of the run.
+      VocabError: the run's vocabulary cannot be read.
       CheckpointError: no usable checkpoint, or not that step.
+    """
+    return restore(load_assembly(config, workdir), workdir, step)
+
+
+def load_assembly(config: Config, workdir: Path) -> Assembly:
+    """The parts of a run with the vocabulary that it was trained with. Starts no backend.
+
+    Raises as `load_trained` does.
     """
     saved = runfolder.read_json(workdir / "config.json")
     for section in ("model", "lora", "vocab", "weights"):
@@ -42,14 +51,24 @@ def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
                 f"{section}.{changed[0]} differs from the run in {workdir}; a checkpoint cannot be "
                 "loaded into another model"
             )
-    vocab = Vocab.from_dict(runfolder.read_json(workdir / "vocab.json"))
-    assembly = assemble(config, vocab)
+    if not (workdir / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{workdir / 'checkpoints'} does not exist; the run has saved nothing"
+        )
+    try:
+        vocab = Vocab.from_dict(runfolder.read_json(workdir / "vocab.json"))
+    except VocabError as error:
+        raise VocabError(f"{workdir / 'vocab.json'}: {error}") from None
+    return assemble(config, vocab)
+
+
+def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:
+    """The parameters of a step on this machine's devices. Raises as `load_trained` does."""
+    config = assembly.config
     folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} does not exist; the run has saved nothing yet")
     mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
     with jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
-        program = make_program(config, assembly.model, vocab.backspace_id)
+        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
         like = abstract_state(program, mesh).params
         params, step = checkpoints.restore_params(like, step)
     return Trained(assembly, mesh, params, step)

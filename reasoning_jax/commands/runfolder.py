@@ -18,6 +18,8 @@ from reasoning_jax.vocab import Vocab
 
 # What may differ between a run and its continuation; everything else decides the result.
 _MAY_CHANGE = ("train", "evaluate", "sampling", "mesh")
+# The place in the data is counted in batches.
+_FIXED = ("train.batch_rows",)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -35,7 +37,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; is {path.parent} a run folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
@@ -44,22 +46,33 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
 
     Raises:
       ConfigError: the folder belongs to a run whose config differs in more than the length of
-        training, evaluation, sampling or mesh; or it cannot be written.
+        training, evaluation, sampling or mesh; it has checkpoints of an unknown config; or it
+        cannot be written.
     """
-    values = to_dict(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        _open_run(workdir, to_dict(config), overrides, vocab)
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _open_run(
+    workdir: Path, values: dict[str, Any], overrides: Sequence[str], vocab: Vocab
+) -> None:
     if (workdir / "config.json").exists():
         saved = read_json(workdir / "config.json")
         changed = changed_keys(saved, values)
-        fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE]
+        fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE or c in _FIXED]
         if fixed:
             raise ConfigError(
                 f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
                 "Use another --workdir, or the same values to continue it"
             )
+    elif any((workdir / "checkpoints").glob("*")):
+        raise ConfigError(
+            f"{workdir} has checkpoints but no config.json, so nothing says of which run; use "
+            "another --workdir"
+        )
     else:
         write_json(workdir / "vocab.json", vocab.to_dict())
     write_json(workdir / "config.json", values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax.commands.load import load_trained
+from reasoning_jax.commands.load import load_assembly, restore
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.evaluate.accuracy import Completion, Prompt, complete
 from reasoning_jax.train.state import adapters
@@ -23,10 +23,10 @@ def sample(
     config: Config, workdir: Path, prompts: list[str], samples: int, step: int | None
 ) -> int:
     """Print `samples` completions of each prompt, reproducible from the config's seed."""
-    trained = load_trained(config, workdir, step)
-    assembly = trained.assembly
+    assembly = load_assembly(config, workdir)
     suffix = config.data.question_suffix
     encoded = [assembly.encoder.prompt_ids(p + suffix) for p in prompts]
+    trained = restore(assembly, workdir, step)
     rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded for _ in range(samples)]
     with jax.set_mesh(trained.mesh):
         completions = complete(
@@ -47,7 +47,7 @@ def strike_out(completion: Completion, vocab: Vocab, colour: bool) -> str:
 
     Struck text is red with a line through it in colour, [-like this-] otherwise.
     """
-    written: list[str] = []
+    written: list[int] = []
     struck: list[bool] = []
     standing: list[int] = []
     for action in completion.actions:
@@ -56,13 +56,18 @@ def strike_out(completion: Completion, vocab: Vocab, colour: bool) -> str:
                 struck[standing.pop()] = True
         elif action != vocab.eos_id:
             standing.append(len(written))
-            written.append(printable(vocab.decode([action])))
+            written.append(action)
             struck.append(False)
     before, after = (_STRIKE, _PLAIN) if colour else ("[-", "-]")
     parts = []
-    for gone, group in itertools.groupby(zip(struck, written), key=lambda pair: pair[0]):
-        text = "".join(piece for _, piece in group)
-        parts.append(f"{before}{text}{after}" if gone else text)
+    begin, text = 0, ""
+    for gone, group in itertools.groupby(struck):
+        end = begin + len(list(group))
+        # A token's text depends on its neighbours: the space between words, the bytes of a letter.
+        whole = vocab.decode(written[:end])
+        piece = whole[len(text) :] if whole.startswith(text) else vocab.decode(written[begin:end])
+        parts.append(f"{before}{printable(piece)}{after}" if gone else printable(piece))
+        begin, text = end, whole
     return "".join(parts)
 
 
@@ -77,8 +82,8 @@ def read_prompts(path: str) -> list[str]:
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"--prompt_file={path} is larger than {_MAX_BYTES >> 20} MiB")
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--prompt_file={path} cannot be read: {error}") from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:

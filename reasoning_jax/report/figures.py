@@ -61,7 +61,7 @@ PANELS = (
     Panel("time.tokens_per_s", "Throughput", "tokens / s"),
     Panel("time.mfu", "Model FLOPs utilisation", "fraction of peak"),
 )
-# Not plotted over steps: a running total, and times that the time split shows.
+# Not plotted over steps: what only tells how long a row is, and times that the time split shows.
 UNPLOTTED = {"tokens", "time.elapsed_s", "time.model_flops_per_s", *(f"time.{p}_s" for p in PHASES)}
 
 
@@ -117,8 +117,8 @@ def draw_figures(runs: Sequence[Run]) -> list[Plate]:
 
 
 def extra_scalars(runs: Sequence[Run]) -> list[str]:
-    """Scalars of metrics.jsonl that have no panel of their own, by name."""
-    known = {panel.key for panel in PANELS} | UNPLOTTED
+    """Scalars of metrics.jsonl that have no panel of their own nor an evaluated one, by name."""
+    known = {panel.key for panel in PANELS} | UNPLOTTED | set(metric_names(runs))
     names = {name for run in runs for row in run.rows for name in row.values}
     return [name for name in sorted(names - known) if _has(runs, name)]
 

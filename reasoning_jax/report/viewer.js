@@ -47,7 +47,7 @@
 
   const visible = (pieces, time) => pieces.filter((p) => p.born <= time && time < p.died);
   const join = (pieces) => pieces.map((piece) => piece.text).join("");
-  const backspaces = (sample) => sample.actions.filter((action) => action[1] === "backspace").length;
+  const backspaces = (sample) => sample.actions.filter(([, kind]) => kind === "backspace").length;
 
   function fixedPrompt(sample) {
     const end = sample.deletable.join("");
@@ -95,7 +95,8 @@
   function chances([, , logprob, forced]) {
     const parts = logprob === null
       ? ["probability not known"]
-      : [`p\u00a0=\u00a0${Math.exp(logprob).toPrecision(3)}`, `log\u00a0p\u00a0=\u00a0${logprob.toFixed(3).replace("-", "−")}`];
+      : [`p\u00a0=\u00a0${Math.exp(logprob).toPrecision(3)}`,
+        `log\u00a0p\u00a0=\u00a0${logprob.toFixed(3).replace("-", "−")}`];
     if (forced) parts.push("forced");
     return parts.join(" · ");
   }
@@ -190,7 +191,7 @@
     byId("sample-warning").textContent = warning;
     byId("sample-warning").hidden = !warning;
     byId("position").max = String(sample ? sample.actions.length : 0);
-    const chips = sample ? pieces.filter((p) => p.at < 0).map((p) => chip(p.text, "prompt", p)) : [];
+    const chips = pieces.filter((p) => p.at < 0).map((p) => chip(p.text, "prompt", p));
     const written = new Map(pieces.map((piece) => [piece.at, piece]));
     (sample?.actions ?? []).forEach((action, index) => {
       const node = chip(label(action), action[1], written.get(index));
@@ -296,7 +297,8 @@
     const inside = byId("viewer").contains(event.target);
     const own = event.target.matches("select, input, summary, a");
     if (own || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    if (event.key in MOVES && (inside || (event.target === document.body && /Arrow/.test(event.key)))) {
+    const idle = event.target === document.body && event.key.startsWith("Arrow");
+    if (event.key in MOVES && (inside || idle)) {
       step(event.key);
     } else if (event.key === " " && inside && !event.target.matches("button")) {
       if (timer) pause(); else play();
@@ -330,7 +332,8 @@
     });
     document.addEventListener("keydown", onKey);
     // Open on the newest step of the last run that takes something back.
-    const shows = (run) => run.steps.at(-1)?.samples.findIndex((each) => backspaces(each) > 0) ?? -1;
+    const shows = (run) =>
+      run.steps.at(-1)?.samples.findIndex((each) => backspaces(each) > 0) ?? -1;
     const start = Math.max(runs.findLastIndex((run) => shows(run) >= 0),
       runs.findIndex((run) => run.steps.length && !runs.some((each) => shows(each) >= 0)));
     byId("run").value = String(start);

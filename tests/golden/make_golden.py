@@ -5,7 +5,9 @@
 
 `models` writes a folder a family as transformers saves it (config.json, model.safetensors), with
 logits.npz: token ids [B, T] and transformers' float32 logits [B, T, V]. `smollm2` writes
-smollm2.json: for each prompt its ids, twenty greedy tokens, and logits at a few places.
+smollm2.json: for each prompt its ids, twenty greedy tokens in float32, and float64 logits at a few
+places. (Float32 logits of this model are off by 2e-5 to 8e-5 in either library, and by up to 2e-4
+at position 0, where activations are largest; so the stored values are float64.)
 """
 
 from __future__ import annotations
@@ -54,6 +56,12 @@ PROMPTS = (
     "def fibonacci(n):\n    ",
     "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
 )
+TEXTS = (
+    "Hello world", "  two  spaces  ", "\n\n\n\t x", "It's, WE'LL; they've!?", "naïve Ω≈ç√∫",
+    "한국어 日本語 العربية", "\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea", "\r\n \r \n",
+    "e\u0301 \u202eabc\u202c", "def f(x):\n\treturn x * x\n", "a\u00a0b\u3000c\u2009d", "a" * 30,
+    "<|im_start|>user\nhi<|im_end|>",
+)  # fmt: skip
 PROBED_TOKENS = (0, 1, 2, 17, 198, 256, 1000, 12_345, 33_333, 49_151)
 
 
@@ -102,7 +110,7 @@ def make_models() -> None:
 def make_smollm2() -> None:
     import torch
     from tokenizers import Tokenizer
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from reasoning_jax import weights
 
@@ -118,13 +126,17 @@ def make_smollm2() -> None:
         full = list(ids)
         for _ in range(20):
             full.append(int(logits_of(model, [full])[0, -1].argmax()))
-        logits = logits_of(model, [full])[0]
-        places = sorted({0, len(ids) - 1, len(full) - 1})
-        probes = {place: logits[place, list(PROBED_TOKENS)].tolist() for place in places}
-        cases.append({"prompt": prompt, "ids": ids, "greedy": full[len(ids) :], "logits": probes})
+        cases.append({"prompt": prompt, "ids": ids, "greedy": full[len(ids) :]})
         print(repr(tokenizer.decode(full[len(ids) :])))
-    record = {"tokens": PROBED_TOKENS, "cases": cases}
-    (GOLDEN / "smollm2.json").write_text(json.dumps(record, indent=1) + "\n")
+    model.double()
+    for case in cases:
+        logits = logits_of(model, [case["ids"] + case["greedy"]])[0]
+        places = (1, len(case["ids"]) - 1, len(logits) - 1)
+        case["logits"] = {place: logits[place, list(PROBED_TOKENS)].tolist() for place in places}
+    theirs = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    texts = [(text, theirs(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
+    record = {"tokens": PROBED_TOKENS, "cases": cases, "texts": texts}
+    (GOLDEN / "smollm2.json").write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from conftest import action, sample, write_json, write_lines
 
 from reasoning_jax.report import ReportError
 from reasoning_jax.report.load import load_run, load_runs
+from tests.report.runs import action, sample, write_json, write_lines
 
 
 def row(step, **values):

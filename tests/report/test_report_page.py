@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import action, sample, write_json, write_lines, write_page, write_run
 
 from reasoning_jax.report import figures, write_report
 from reasoning_jax.report.load import load_run
 from reasoning_jax.report.traces import choose_samples, evenly, inert_json
+from tests.report.runs import action, sample, write_json, write_lines, write_page, write_run
 
 PAYLOADS = (
     "</script><script>document.documentElement.dataset.hacked=1</script>",
@@ -232,6 +232,14 @@ def test_thinning_keeps_the_ends_and_the_budget(make_run):
     assert all(samples for _, samples in tight.steps)
     assert evenly(range(5), 2) == [0, 4]
     assert all(len(set(evenly(range(n), k))) == k for n in range(1, 40) for k in range(1, n + 1))
+
+
+def test_every_scalar_is_plotted_once(make_run):
+    # Mutations: drop unknown scalars; plot evaluated metrics again where validation logs them.
+    path = make_run(evaluations=1)
+    rows = [{"step": s, "split": "train", "loss": 1.0, "exact_match": 0.5, "z": s} for s in (1, 2)]
+    write_lines(path / "metrics.jsonl", rows)
+    assert figures.extra_scalars([load_run(path, "run")]) == ["z"]
 
 
 def test_running_mean_keeps_a_line_and_leaves_gaps_out():

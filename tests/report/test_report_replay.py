@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import action
 
 from reasoning_jax.report import replay
+from tests.report.runs import action
 
 BACKSPACE, EOS = action("", "backspace"), action("", "eos")
 

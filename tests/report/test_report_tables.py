@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from conftest import write_lines
 
 from reasoning_jax.report.load import Estimate, load_run, load_runs
 from reasoning_jax.report.tables import (
@@ -18,7 +17,9 @@ from reasoning_jax.report.tables import (
     natural_key,
     number,
     phase_seconds,
+    throughput_table,
 )
+from tests.report.runs import write_lines
 
 
 def values(*pairs):
@@ -151,3 +152,16 @@ def test_elapsed_time_counts_every_start(make_run):
 )
 def test_numbers_are_written_to_their_precision(text, wanted):
     assert text == wanted
+
+
+def test_throughput_sums_tokens_and_takes_middle_rates(make_run):
+    # Mutations: the last row's tokens; mean instead of median; NaN that spreads.
+    path = make_run(evaluations=0)
+    rates = (100.0, None, 300.0, 9000.0)
+    rows = [
+        {"step": i, "split": "train", "tokens": 500, "time": {"tokens_per_s": rate, "mfu": None}}
+        for i, rate in enumerate(rates)
+    ]
+    write_lines(path / "metrics.jsonl", rows)
+    _, ((_, tokens, rate, mfu),) = throughput_table([load_run(path, "run")])
+    assert (tokens, rate, mfu) == ("2,000", "300", "–")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import action, sample, write_lines, write_page, write_run
-from test_report_page import PAYLOADS, Page, write_words
 
 from reasoning_jax.report import replay
+from tests.report.runs import action, sample, write_lines, write_page, write_run
+from tests.report.test_report_page import PAYLOADS, Page, write_words
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -87,7 +87,8 @@ def test_wrongly_recorded_text_is_shown_as_a_warning(tmp_path):
 def test_nothing_of_a_run_becomes_markup_or_runs(tmp_path):
     # Mutation: innerHTML anywhere in viewer.js. The policy is taken off: it is the second defence.
     report = write_page([write_words(tmp_path / "run", PAYLOADS)], tmp_path / "report.html")
-    page = open_page(_without_policy(report))
+    page = open_page(_without_policy(report, SHOW_EVERY_SAMPLE))
+    assert "".join(text for tag, text in page.texts if tag == "output") == "5 samples, 0 elements"
     assert root(page)["data-ready"] == "true"
     assert not {"data-hacked", "data-error"} & set(root(page))
     assert all(image["src"].startswith("data:") for image in page.all("img"))
@@ -95,6 +96,18 @@ def test_nothing_of_a_run_becomes_markup_or_runs(tmp_path):
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert PAYLOADS[1] in page.text()
 
+
+SHOW_EVERY_SAMPLE = """
+const select = document.getElementById("sample");
+let found = 0;
+for (const option of select.options) {
+  select.value = option.value;
+  select.dispatchEvent(new Event("change"));
+  found += document.querySelectorAll("#viewer :is(img, svg, script, style, a)").length;
+}
+document.getElementById("self-check").textContent =
+  `${select.options.length} samples, ${found} elements`;
+"""
 
 DRIVER = """
 const seen = [];

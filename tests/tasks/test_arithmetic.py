@@ -149,15 +149,24 @@ def test_products_are_worked_digit_by_digit():
         assert len(problem.steps) == 2 * len(str(problem.data["b"])) - 1
 
 
-def test_mirrored_sums_share_a_split():
-    task = make_task("arithmetic", max_digits=1)
-    pairs = [
-        {
-            frozenset((problem.data["a"], problem.data["b"]))
-            for problem in (task.problem(seed, split) for seed in range(120))
-        }
-        for split in ("train", "validation", "test")
-    ]
+@pytest.mark.parametrize(
+    ("name", "dials"),
+    [
+        ("arithmetic", {"max_digits": 1}),
+        ("add_or_sub_in_base", {"max_digits": 1, "min_base": 9, "max_base": 9}),
+    ],
+)
+def test_mirrored_sums_share_a_split(name, dials):
+    task = make_task(name, **dials)
+    pairs = []
+    for split in ("train", "validation", "test"):
+        problems = [task.problem(seed, split).data for seed in range(120)]
+        pairs.append(
+            {
+                frozenset((data["a"], -data["b"] if data["operation"] == "sub" else data["b"]))
+                for data in problems
+            }
+        )
     assert not pairs[0] & (pairs[1] | pairs[2])
     assert not pairs[1] & pairs[2]
 

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -112,7 +113,7 @@ def test_answers_are_not_run(dataset, tmp_path):
         f"[().__class__.__base__.__subclasses__(), open('{path}', 'w')]",
         f"(lambda: open('{path}', 'w'))()",
     ):
-        assert not task.verify(problem, attack).correct
+        assert "scorer evaluates its input" in task.verify(problem, attack).reason
         assert not path.exists()
 
 
@@ -134,6 +135,28 @@ def test_side_effects_are_refused_while_scoring(tmp_path, monkeypatch):
     gym_worker._refuse_side_effects("import", ("sympy",))
     monkeypatch.setattr(gym_worker, "_scoring", False)
     gym_worker._refuse_side_effects("os.remove", ("x", -1))
+
+
+def test_the_audit_hook_holds_where_the_check_of_the_text_does_not(tmp_path):
+    path = tmp_path / "written"
+    common = {"dataset": "n_queens", "dials": {}, "seed": 1}
+    requests = [
+        {**common, "op": "make", "id": 1},
+        {**common, "op": "score", "id": 2, "answer": f"open('{path}', 'w')"},
+        {**common, "op": "score", "id": 3, "answer": f"__import__('os').mkdir('{path}')"},
+    ]
+    code = (
+        "import reasoning_gym\n"
+        "from reasoning_jax.tasks import gym_worker\n"
+        "gym_worker.harmless = lambda text: True\n"
+        "gym_worker._serve(1)\n"
+    )
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True)
+    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [reply["id"] for reply in replies] == [1, 2, 3]
+    assert replies[1]["score"] == replies[2]["score"] == 0.0
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_a_task_is_its_name_and_its_dials(name):
 @pytest.mark.parametrize(
     ("name", "dials", "told"),
     [
-        ("aritmetic", {}, "'arithmetic'"),
+        ("arithmetical", {}, "'arithmetic'"),
         ("zzzz", {}, "The tasks: arithmetic, add_or_sub_in_base"),
         (7, {}, "no task 7"),
         ("arithmetic", {"max_digit": 4}, "'max_digits'"),

@@ -1,0 +1,129 @@
+"""Stop anywhere, resume, and nothing differs from the run that never stopped."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from reasoning_jax.commands import train as command
+from reasoning_jax.config import ConfigError
+from reasoning_jax.data.pipeline import SupervisedSource
+from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
+from tests.small import tiny_run
+
+
+def metrics_of(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+
+
+def everything_in(workdir, step):
+    """All arrays and JSON of a checkpoint, as comparable values."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        out = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(), opt=ocp.args.StandardRestore(),
+                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore(),
+            ),
+        )  # fmt: skip
+    arrays = {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree.leaves_with_path({"params": out["params"], "opt": out["opt"]})
+    }
+    return arrays, out["data"], out["meta"]
+
+
+def preempt_after(monkeypatch, steps):
+    """SIGTERM to ourselves when the source is asked for batch `steps` of this process."""
+    original = SupervisedSource.next
+    calls = {"n": 0}
+
+    def next_and_kill(self, state=None):
+        calls["n"] += 1
+        if calls["n"] == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, state)
+
+    monkeypatch.setattr(SupervisedSource, "next", next_and_kill)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("stops", [(1, 2), (5,)])
+def test_resumed_equals_unbroken(tmp_path, monkeypatch, stops, pack):
+    """Steps 1, 3 (inside a logging interval, no scheduled checkpoint) and 5; data, too."""
+    config = tiny_run(
+        data={"seq_len": 16, "pack_examples": pack},
+        train={"evaluate_every_steps": 3, "checkpoint_every_steps": 100},
+    )
+    assert command.train(config, tmp_path / "unbroken", [], quiet=True) == 0
+    for stop in stops:
+        with monkeypatch.context() as patch:
+            preempt_after(patch, stop)
+            assert command.train(config, tmp_path / "broken", [], quiet=True) == 42
+    assert command.train(config, tmp_path / "broken", [], quiet=True) == 0
+    want, want_data, want_meta = everything_in(tmp_path / "unbroken", 6)
+    got, got_data, got_meta = everything_in(tmp_path / "broken", 6)
+    assert want.keys() == got.keys()
+    for path, x in want.items():
+        assert x.tobytes() == got[path].tobytes(), path
+    assert (want_data, want_meta) == (got_data, got_meta)
+    assert metrics_of(tmp_path / "unbroken") == metrics_of(tmp_path / "broken")
+
+
+def test_another_seed_is_another_run(tmp_path):
+    config = tiny_run(train={"steps": 2})
+    other = dataclasses.replace(config, seed=1)
+    for name, c in (("a", config), ("b", config), ("c", other)):
+        assert command.train(c, tmp_path / name, [], quiet=True) == 0
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+    assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "c")
+
+
+def test_a_longer_run_continues_and_a_changed_one_is_refused(tmp_path):
+    config = tiny_run(train={"steps": 2})
+    assert command.train(config, tmp_path, [], quiet=True) == 0
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4))
+    assert command.train(longer, tmp_path, [], quiet=True) == 0
+    assert [row["step"] for row in metrics_of(tmp_path) if row["split"] == "train"] == [2, 4]
+    faster = dataclasses.replace(
+        longer, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5)
+    )
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate"):
+        command.train(faster, tmp_path, [], quiet=True)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_folder_with_only_broken_checkpoints_never_starts_again(tmp_path):
+    config = tiny_run(train={"steps": 2})
+    assert command.train(config, tmp_path, [], quiet=True) == 0
+    for file in (tmp_path / "checkpoints" / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="cannot be restored"):
+        command.train(config, tmp_path, [], quiet=True)
+    for name in ("commit_success.txt", "_CHECKPOINT_METADATA"):
+        (tmp_path / "checkpoints" / "2" / name).unlink(missing_ok=True)
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        command.train(config, tmp_path, [], quiet=True)
+
+
+def test_parameters_alone_and_a_step_that_is_not_there(tmp_path):
+    from reasoning_jax.commands.load import load_trained
+
+    config = tiny_run(train={"steps": 4, "checkpoint_every_steps": 2})
+    assert command.train(config, tmp_path, [], quiet=True) == 0
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [2, 4]
+    assert load_trained(config, tmp_path, None).step == 4
+    assert load_trained(config, tmp_path, 2).step == 2
+    with pytest.raises(CheckpointError, match="step 3 is not in .*there are 2, 4"):
+        load_trained(config, tmp_path, 3)

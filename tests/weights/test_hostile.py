@@ -1,0 +1,264 @@
+"""Broken and hostile weight files: a typed error or a sound model, quickly and in little memory.
+
+Seeded mutations of every kind of file. 300 each here; a hundred times as many are marked slow.
+"""
+
+import json
+import random
+import struct
+import time
+import tracemalloc
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+from reasoning_jax import weights
+from reasoning_jax.weights import WeightsError
+from tests.weights.support import GOLDEN, NAMES, TOKENIZER, copy_model
+
+# What a read may take beyond twice the file: a thousand-layer tree of Python objects is not free.
+SLACK_BYTES = 2 << 20
+
+HOSTILE = (
+    None, True, False, 0, 1, -1, 2, 3, 7, 31, 2**31 - 1, 2**31, 2**63, -(2**63), 10**40, 0.0, -0.5,
+    1e-320, 1e308, float("nan"), float("inf"), "", "x", "x" * 5000, "\0", "../x", "/etc/passwd",
+    "model.safetensors", [], {}, [[]], [None], {"": None}, "F64", "BF16", [0, 1], [2**62, 2**62],
+)  # fmt: skip
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """A few flips, inserted or removed bytes, a copied piece, or a cut; mostly near the start."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        reach = rng.choice((16, 256, 4096, len(data)))
+        at = rng.randrange(min(reach, len(data)) or 1)
+        kind = rng.randrange(6)
+        if kind == 0:
+            data[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            data[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**62, 2**64 - 1)))
+        elif kind == 2:
+            del data[at : at + rng.randrange(1, 9)]
+        elif kind == 3:
+            data[at:at] = rng.randbytes(rng.randrange(1, 9))
+        elif kind == 4:
+            piece = data[at : at + rng.randrange(64)]
+            to = rng.randrange(len(data) + 1)
+            data[to : to + len(piece)] = piece
+        else:
+            del data[rng.randrange(len(data) + 1) :]
+    return bytes(data)
+
+
+def mutate_json(data: bytes, rng: random.Random) -> bytes:
+    """A value replaced by a hostile one, a key lost, renamed or nested deeply; else bytes."""
+    if rng.random() < 0.3:
+        return mutate_bytes(data, rng)
+    values = json.loads(data)
+    for _ in range(rng.choice((1, 1, 2))):
+        node = values
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            if isinstance(node[key], dict | list) and rng.random() < 0.8:
+                node = node[key]
+                continue
+            kind = rng.randrange(8)
+            if kind == 0:
+                del node[key]
+            elif kind == 1 and isinstance(node, dict):
+                node[rng.choice(("", "x" * 300, "__metadata__"))] = node.pop(key)
+            elif kind == 2:
+                node[key] = nested = []
+                for _ in range(rng.choice((3, 100))):
+                    nested.append([])
+                    nested = nested[0]
+            elif kind == 3:
+                node[key] = deepcopy(
+                    rng.choice(list(node.values() if isinstance(node, dict) else node))
+                )
+            else:
+                node[key] = deepcopy(rng.choice(HOSTILE))
+            break
+    return json.dumps(values).encode()
+
+
+def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
+    """The header's JSON with its length made right again, or bytes anywhere."""
+    if rng.random() < 0.4:
+        return mutate_bytes(data, rng)
+    size = struct.unpack("<Q", data[:8])[0]
+    header = mutate_json(data[8 : 8 + size], rng)
+    return struct.pack("<Q", len(header)) + header + data[8 + size :]
+
+
+MUTATIONS = {
+    "config.json": mutate_json,
+    "tokenizer.json": mutate_json,
+    "tokenizer_config.json": mutate_json,
+    "model.safetensors.index.json": mutate_json,
+    "model.safetensors": mutate_safetensors,
+    "m.gguf": mutate_bytes,
+}
+
+
+def originals(kind: str, tmp_path) -> list:
+    """The folders or files that mutations of a kind start from; their config is a valid one."""
+    if kind == "m.gguf":
+        pytest.importorskip("gguf")
+        from tests.weights.gguf_writer import write_tokenizer
+
+        return [
+            write_tokenizer(tmp_path / f"{name}.gguf", GOLDEN / name, "smollm")
+            for name in ("llama", "gpt2")
+        ]
+    folders = []
+    for name in NAMES:
+        folder = copy_model(name, tmp_path / name)
+        if kind == "model.safetensors.index.json":
+            model = weights.load(folder)
+            folder = weights.export(
+                tmp_path / f"{name}-sharded", model.config, model.params, max_shard_bytes=12_500
+            )
+        (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        named = {"eos_token": "<eos>", "bos_token": {"content": "<eos>"}, "chat_template": "{{x}}"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(named))
+        folders.append(folder)
+    return folders
+
+
+def run(kind: str, rounds: int, tmp_path) -> tuple[int, int]:
+    """Mutate and load `rounds` times; returns how many loads were refused, and how many not."""
+    refused = accepted = 0
+    for start in originals(kind, tmp_path):
+        path = start if start.is_file() else start / kind
+        good = path.read_bytes()
+        weights.load(start)
+        files = [path] if start.is_file() else list(start.iterdir())
+        budget = SLACK_BYTES + 2 * sum(file.stat().st_size for file in files)
+        rng = random.Random(f"{kind} {start.name}")
+        for i in range(rounds // (2 if kind == "m.gguf" else len(NAMES))):
+            path.write_bytes(MUTATIONS[kind](good, rng))
+            tracemalloc.start()
+            began = time.perf_counter()
+            try:
+                model = weights.load(start)
+                assert model.params["embedding"]["tokens"].nbytes <= 4 * len(good) + 61 * 128
+                accepted += 1
+            except WeightsError as error:
+                message = str(error)
+                assert len(message.splitlines()) <= 6, message
+                assert len(message) < 1000, message
+                refused += 1
+            except BaseException as error:
+                raise AssertionError(f"mutation {i} of {start.name}/{kind}: {error!r}") from error
+            finally:
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+            assert time.perf_counter() - began < 1.0, f"mutation {i} of {start.name}/{kind}"
+            assert peak < budget, f"mutation {i} of {start.name}/{kind}: {peak:,} bytes"
+        path.write_bytes(good)
+    return refused, accepted
+
+
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_mutated_files_are_answered(kind, tmp_path):
+    refused, _ = run(kind, 300, tmp_path)
+    assert refused > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_many_mutated_files_are_answered(kind, tmp_path):
+    run(kind, 10_000, tmp_path)
+
+
+def gguf_with(*parts: bytes, tensors: int = 0, values: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, values) + b"".join(parts)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+BIG = 2**62
+GGUF_ATTACKS = {
+    "empty": b"",
+    "magic only": b"GGUF",
+    "other magic": b"GGML" + bytes(40),
+    "version": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
+    "big endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    "tensor count": gguf_with(bytes(64), tensors=BIG),
+    "value count": gguf_with(bytes(64), values=BIG),
+    "key length": gguf_with(struct.pack("<Q", BIG), bytes(64), values=1),
+    "key text": gguf_with(text(b"\xff\xff"), struct.pack("<II", 4, 1), bytes(9), values=1),
+    "string length": gguf_with(text(b"k"), struct.pack("<IQ", 8, BIG), bytes(64), values=1),
+    "array count": gguf_with(text(b"k"), struct.pack("<IIQ", 9, 10, BIG), bytes(64), values=1),
+    "strings": gguf_with(
+        text(b"k"), struct.pack("<IIQ", 9, 8, 2**20 + 1), bytes(9 << 20), values=1
+    ),
+    "nested": gguf_with(text(b"k"), struct.pack("<IIQ", 9, 9, 1), bytes(64), values=1),
+    "type": gguf_with(text(b"k"), struct.pack("<I", 99), bytes(64), values=1),
+    "twice": gguf_with(2 * (text(b"k") + struct.pack("<IB", 0, 1)), values=2),
+    "axes": gguf_with(text(b"t"), struct.pack("<I", 2**31), bytes(99), tensors=1),
+    "axis size": gguf_with(
+        text(b"t"), struct.pack("<IQQIQ", 2, BIG, BIG, 0, 0), bytes(99), tensors=1
+    ),
+    "no size": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 0, 0, 0), bytes(99), tensors=1),
+    "offset": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 4, 0, 2**63), bytes(99), tensors=1),
+    "unaligned": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 4, 0, 1), bytes(99), tensors=1),
+    "part block": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 33, 2, 0), bytes(99), tensors=1),
+}
+
+
+@pytest.mark.parametrize("attack", list(GGUF_ATTACKS))
+def test_hostile_gguf_headers(attack, tmp_path):
+    """Every number of the format, set to what a trusting reader would allocate or follow."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(GGUF_ATTACKS[attack])
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(WeightsError) as error:
+        weights.read_config(path)
+    assert time.perf_counter() - began < 1.0
+    assert tracemalloc.get_traced_memory()[1] < SLACK_BYTES
+    tracemalloc.stop()
+    assert "general.architecture" not in str(error.value)
+
+
+def test_a_tensor_as_large_as_the_config_claims_is_never_allocated(tmp_path):
+    """Config and tensor header agree on 2**40 values that the file does not hold."""
+    folder = copy_model("llama", tmp_path / "m")
+    header = {"model.embed_tokens.weight": {
+        "dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42],
+    }}  # fmt: skip
+    data = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(data)) + data + bytes(4096))
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"vocab_size": 2**20, "hidden_size": 2**20}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        weights.load(folder)
+
+
+def test_a_config_that_is_not_utf8_json_or_far_too_large(tmp_path):
+    path = tmp_path / "config.json"
+    for content in (b"\xff", b"[" * 100_000, b"{", b"[]", b"3", b" " * (2 << 20), b"1" * 5000):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError):
+            weights.read_config(tmp_path)
+
+
+def test_random_bytes_are_no_weights(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = copy_model("llama", tmp_path / "m")
+    for size in (0, 1, 7, 8, 9, 100, 10_000):
+        data = rng.bytes(size)
+        (folder / "model.safetensors").write_bytes(data)
+        (tmp_path / "x.gguf").write_bytes(data)
+        for path in (folder, tmp_path / "x.gguf"):
+            with pytest.raises(WeightsError):
+                weights.load(path)
