@@ -130,12 +130,12 @@ def deduplicate(
     row = jnp.arange(T)
     count = jnp.cumsum(push, axis=1)
     # origin[b, r]: the P1 row that P2 row r stands for; T where there is none.
-    origin = jax.vmap(lambda c: jnp.searchsorted(c, jnp.arange(1, rows + 1)))(count)
+    origin = (count[:, None, :] <= jnp.arange(rows)[None, :, None]).sum(-1)
     used = origin < T
     at = jnp.minimum(origin, T - 1)
 
     def take(x: jax.Array) -> jax.Array:
-        return jax.vmap(lambda values, indices: values[indices])(x, at)
+        return jnp.take_along_axis(x, at, axis=1)
 
     same_segment = take(segments)[:, :, None] == take(segments)[:, None, :]
     earlier = origin[:, None, :] < origin[:, :, None]

@@ -1,7 +1,17 @@
-"""Eight virtual CPU devices, type checking of array shapes, and absl flags marked as parsed."""
+"""Eight virtual CPU devices, a compilation cache for the session, absl flags marked as parsed."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+# Tests compile the same programs again and again, also in subprocesses: one cache for the session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="reasoning-jax-compiled-")
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from reasoning_jax import vocab as V
 from reasoning_jax.weights import WeightsError, read_tokenizer
@@ -38,6 +38,11 @@ def tokenizer_json(specials=SPECIALS, plain=()):
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([tokenizers.AddedToken(s, special=True) for s in specials])
     tokenizer.add_tokens([tokenizers.AddedToken(s, special=False) for s in plain])
+    if specials:
+        start = (specials[0], tokenizer.token_to_id(specials[0]))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start[0]} $A", special_tokens=[start]
+        )
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=6)
     return tokenizer.to_str()
@@ -138,7 +143,7 @@ def test_characters_that_could_not_be_told_apart_are_refused(characters):
 
 
 def test_a_tokenizer_neither_cuts_nor_pads_nor_adds(tiny):
-    # The file asks for at most 4 and at least 6 ids.
+    # The file asks for a special in front, at most 4 and at least 6 ids.
     assert len(tiny.encode("x" * 50)) == 50
     assert len(tiny.encode("x")) == 1
     assert tiny.encode("") == []
@@ -227,6 +232,8 @@ def test_holes_between_ids_are_neither_text_nor_sampled_nor_filled():
     assert vocab.decode([0, 3, 9, 5]) == "a<row 3>c<eos>"
     # As many rows as ids: a hole is no text there either.
     assert V.Vocab(codec, {V.EOS: 5, V.PAD: 0}, 10).decode([3]) == "<row 3>"
+    with pytest.raises(V.VocabError, match="9 rows do not hold the 10 ids"):
+        V.Vocab(codec, {V.EOS: 5, V.PAD: 0}, 9)
 
 
 def test_an_eos_that_the_tokenizer_does_not_mark_as_special_is_not_reachable_by_text():
@@ -243,10 +250,13 @@ def test_unknown_words_of_a_tokenizer_are_refused():
     token = {"id": 1, "content": "[UNK]", "special": True, "single_word": False, "lstrip": False,
              "rstrip": False, "normalized": False}  # fmt: skip
     with_unknown["added_tokens"] = [token]
-    for text in (json.dumps(with_unknown), word_level_json({"a": 0})):
+    for text, said in (
+        (json.dumps(with_unknown), r"it gives \[UNK\]"),
+        (word_level_json({"a": 0}), "cannot encode 'a b'"),
+    ):
         vocab = V.make_vocab(V.TokenizerCodec(text))
         assert vocab.encode("a") == [0]
-        with pytest.raises(V.VocabError):
+        with pytest.raises(V.VocabError, match=said):
             vocab.encode("a b")
 
 

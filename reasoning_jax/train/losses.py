@@ -66,7 +66,8 @@ def hidden_states(
         params, config, dedup.tokens,
         positions=dedup.positions, attention=attention.Dense(dedup.mask), lora=lora,
     )  # fmt: skip
-    hidden = jax.vmap(lambda h, p: h[p])(out.hidden, jnp.minimum(dedup.pointer, rows - 1))
+    pointer = jnp.minimum(dedup.pointer, rows - 1)
+    hidden = jnp.take_along_axis(out.hidden, pointer[..., None], axis=1)
     overflow = (dedup.rows > rows).astype(jnp.float32)
     return hidden, {"p2_overflow": Sum(overflow.sum(), jnp.float32(overflow.size))}
 

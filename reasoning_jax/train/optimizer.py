@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import optax
 from optax import contrib
 
+from reasoning_jax import sharding
 from reasoning_jax.config import ConfigError, OptimizerConfig
 
 Schedule = Callable[[Any], Any]
@@ -84,11 +86,14 @@ def make_optimizer(
         "muon": lambda: optax.partition(
             {
                 "muon": optax.chain(
-                    contrib.scale_by_muon(
-                        beta=config.b1,
-                        weight_dimension_numbers=lambda params: {
-                            path: _muon_dimensions(path) for path in params
-                        },
+                    _in_auto_mode(
+                        contrib.scale_by_muon(
+                            beta=config.b1,
+                            # The other group's parameters are masked nodes, not leaves.
+                            weight_dimension_numbers=lambda params: {
+                                path: _muon_dimensions(path) or p for path, p in params.items()
+                            },
+                        )
                     ),
                     optax.add_decayed_weights(config.weight_decay),
                     lr,
@@ -107,6 +112,22 @@ def make_optimizer(
     }
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(*clip, rules[config.name]())
+
+
+def _in_auto_mode(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transformation with XLA choosing layouts inside; what goes in and out keeps its own.
+
+    Muon's matrix products contract sharded axes without saying how, which Explicit mode refuses.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        if not sharding.has_mesh():
+            return tx.update(updates, state, params)
+        specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+        automatic = jax.sharding.auto_axes(tx.update, out_sharding=specs)
+        return automatic(updates, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 # Projections of stacked layers: axis 0 is the layer, "output" contracts two axes.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from reasoning_jax import sharding
-from reasoning_jax.config import Config, ConfigError, ModelConfig
+from reasoning_jax.config import Config, ModelConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.model import spec
 from reasoning_jax.train import losses, optimizer
@@ -41,11 +41,6 @@ def make_program(config: Config, model: ModelConfig, backspace_id: int | None) -
     specs = states.state_specs(config, model)
     trained = states.trained_paths(config, specs)
     flat = spec.flatten(specs)
-    if config.optimizer.name == "muon" and (config.mesh.fsdp, config.mesh.tensor) != (1, 1):
-        raise ConfigError(
-            "optimizer.name='muon' orthogonalises whole matrices and needs mesh.fsdp=1 and "
-            f"mesh.tensor=1; got {config.mesh.fsdp} and {config.mesh.tensor}"
-        )
     tx = optimizer.make_optimizer(
         config.optimizer, config.train.steps, {path: flat[path].shape for path in trained}
     )

@@ -54,8 +54,7 @@ def preempt_after(monkeypatch, steps):
     monkeypatch.setattr(SupervisedSource, "next", next_and_kill)
 
 
-@pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("stops", [(1, 2), (5,)])
+@pytest.mark.parametrize(("pack", "stops"), [(False, (1, 2)), (True, (5,))])
 def test_resumed_equals_unbroken(tmp_path, monkeypatch, stops, pack):
     """Steps 1, 3 (inside a logging interval, no scheduled checkpoint) and 5; data, too."""
     config = tiny_run(
@@ -125,5 +124,5 @@ def test_parameters_alone_and_a_step_that_is_not_there(tmp_path):
         assert checkpoints.steps() == [2, 4]
     assert load_trained(config, tmp_path, None).step == 4
     assert load_trained(config, tmp_path, 2).step == 2
-    with pytest.raises(CheckpointError, match="step 3 is not in .*there are 2, 4"):
+    with pytest.raises(CheckpointError, match=r"step 3 is not in .*there are 2, 4"):
         load_trained(config, tmp_path, 3)

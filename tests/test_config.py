@@ -1,0 +1,556 @@
+"""Every key of a config: what it may be, what is said when it is not, and what must fit together.
+
+Fields, ranges and choices come from the dataclasses, so that a new field is covered as it is added.
+"""
+
+import copy
+import dataclasses
+import itertools
+import json
+import math
+import random
+import re
+import typing
+
+import numpy as np
+import pytest
+
+from reasoning_jax import config as C
+
+MAX_LINES = 6
+
+
+def leaves(cls=C.Config, prefix=""):
+    """(dotted key, field, type) of every leaf, the `task` section left out."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            if f.name != "task":
+                yield from leaves(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, f, hints[f.name]
+
+
+LEAVES = {key: (f, kind) for key, f, kind in leaves()}
+SECTIONS = [f.name for f in dataclasses.fields(C.Config) if f.name not in ("seed", "task")]
+
+
+def nested(changes):
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    values = {}
+    for key, value in changes.items():
+        node = values
+        *sections, last = key.split(".")
+        for name in sections:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return values
+
+
+def config(**changes):
+    """A Config from dotted keys, written with __ for the dot."""
+    return C.from_dict(nested({k.replace("__", "."): v for k, v in changes.items()}))
+
+
+def refusal(changes):
+    """The message by which dotted changes are refused; None if they are accepted."""
+    try:
+        C.from_dict(nested(changes))
+    except C.ConfigError as error:
+        message = str(error)
+        assert len(message.split("\n")) <= MAX_LINES
+        assert max(map(len, message.split("\n"))) < 600
+        return message
+    return None
+
+
+def test_every_number_has_a_range_and_every_string_of_few_values_its_choices():
+    for key, (f, kind) in LEAVES.items():
+        rules = f.metadata
+        if kind is int:
+            assert rules["low"] is not None, key
+            assert rules["high"] is not None, key
+        elif kind is float:
+            assert rules["low"] is not None or rules["above"] is not None, key
+        else:
+            assert kind in (str, bool, tuple[str, ...], tuple[int, ...]), key
+        assert refusal({key: f.default}) is None, key
+
+
+WRONG = {
+    int: [True, False, 1.0, 1.5, math.nan, "3", None, (3,), [3], {}, np.int64(3), b"3", 1e5],
+    float: [True, math.nan, math.inf, -math.inf, 10**400, "0.5", None, (0.5,), {}, np.float32(1)],
+    bool: [0, 1, "true", None, (True,), np.bool_(True)],
+    str: [3, True, None, b"adamw", ("adamw",), {"a": 1}],
+    tuple[str, ...]: ["abc", 3, None, {"a"}, {"a": 1}, (3,), ("a", None), [["a"]], (True,)],
+    tuple[int, ...]: ["1", 1, None, (True,), (1.0,), ("1",), [1, None], ((1,),)],
+}
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_a_value_of_another_type_is_refused(key):
+    _, kind = LEAVES[key]
+    for value in WRONG[kind]:
+        message = refusal({key: value})
+        assert message is not None, value
+        assert message.startswith(key)
+        assert re.search(r"must be (an int|a float|a string|a tuple|true or false|finite)", message)
+
+
+def test_the_int_that_was_meant_is_named():
+    assert refusal({"data.train_problems": 1e5}).endswith("write 100000")
+    assert "write" not in refusal({"data.train_problems": 1e5 + 0.5})
+    assert "write" not in refusal({"data.train_problems": True})
+    assert "write" not in refusal({"data.train_problems": 1e300})
+
+
+def outside(key):
+    """(illegal value, the nearest legal one or None) for each end of a number's range."""
+    f, kind = LEAVES[key]
+    r = f.metadata
+    step = (
+        (lambda x, way: x + way) if kind is int else (lambda x, way: math.nextafter(x, way * 1e9))
+    )
+    ends = [(r.get("low"), -1), (r.get("high"), +1)]
+    for bound, way in ends:
+        if bound is not None:
+            yield step(kind(bound), way), kind(bound)
+            yield kind(bound) + way * (10**9 if kind is int else 1e9), kind(bound)
+    for bound in (r.get("above"), r.get("below")):
+        if bound is not None:
+            yield float(bound), None
+
+
+@pytest.mark.parametrize("key", [k for k, (_, kind) in LEAVES.items() if kind in (int, float)])
+def test_a_number_outside_its_range_is_refused_with_the_nearest_legal(key):
+    for value, legal in outside(key):
+        message = refusal({key: value})
+        assert message is not None, value
+        assert re.match(rf"{re.escape(key)} must be (>=|<=|above|below) ", message)
+        assert repr(value) in message
+        if legal is not None:
+            assert message.endswith(
+                f"; the nearest legal is {LEAVES[key][0].metadata[end(message)]}"
+            )
+            # Legal by itself; whether it fits the other keys is another rule's business.
+            said = refusal({key: legal}) or ""
+            assert not re.match(rf"{re.escape(key)} must be (>=|<=|above|below) ", said)
+
+
+def end(message):
+    return "low" if ">=" in message else "high"
+
+
+CHOICES = [k for k, (f, _) in LEAVES.items() if f.metadata.get("choices")]
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_choice_outside_the_table_is_refused_with_all_and_the_nearest(key):
+    choices = LEAVES[key][0].metadata["choices"]
+    for choice in choices:
+        assert "must be one of" not in (refusal({key: choice}) or "")
+        for wrong in (choice + "x", choice.upper(), choice[:-1], f" {choice}"):
+            if wrong not in choices:
+                message = refusal({key: wrong})
+                assert message.startswith(
+                    f"{key} must be one of {', '.join(choices)}; got {wrong!r}"
+                )
+    wrong = choices[0][:-1] + "~"
+    assert f"did you mean {choices[0]}?" in refusal({key: wrong})
+    assert "known: " in refusal({key: "????"})
+
+
+@pytest.mark.parametrize("key", [*LEAVES, *SECTIONS])
+def test_a_misspelt_key_is_refused_with_the_nearest(key):
+    name = key.rpartition(".")[2]
+    siblings = {k.rpartition(".")[2] for k in LEAVES} | {*SECTIONS}
+    for typo in (name + "x", name[:-1], name[1:], name.upper()):
+        if len(typo) < 2 or typo in siblings:
+            continue
+        message = refusal({key.removesuffix(name) + typo: 1})
+        assert message.startswith(f"unknown key {key.removesuffix(name)}{typo}; ")
+        if typo == name + "x":
+            assert message.endswith(f"did you mean {name}?")
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_that_is_none_is_refused(name):
+    for value in (3, None, "x", [("a", 1)], True):
+        assert refusal({name: value}) == f"{name} must be a section, got {value!r}"
+    message = refusal({f"{name}.{name}_of_nobody": 1})
+    assert message.startswith(f"unknown key {name}.{name}_of_nobody")
+
+
+@pytest.mark.parametrize("values", [None, 3, [], "config", [("seed", 1)]])
+def test_what_is_no_dict_is_refused(values):
+    with pytest.raises(C.ConfigError, match="dict of sections"):
+        C.from_dict(values)
+
+
+def test_keys_that_are_no_names_are_shown_in_one_line():
+    for key in (3, None, "a\nb\nc\nd\ne\nf\ng\nh", "", "x" * 10_000, ("seed",), "\ud800"):
+        with pytest.raises(C.ConfigError) as error:
+            C.from_dict({key: 1})
+        assert len(str(error.value).split("\n")) == 1
+        assert len(str(error.value)) < 500
+
+
+class Rude:
+    def __repr__(self):
+        return "line\n" * 100
+
+
+def test_any_value_is_shown_in_one_short_line():
+    for value in (10**5000, Rude(), "x" * 10**6, ["y"] * 10**5, np.zeros((9, 9))):
+        message = refusal({"train.steps": value})
+        assert message.startswith("train.steps must be ")
+        assert len(message) < 300
+        assert "\n" not in message
+
+
+def test_task_dials_are_values_that_json_keeps():
+    dials = {"name": "countdown", "b": [1, (2, "x")], "a": 0.5, "c": True, "d": None}
+    c = C.from_dict({"task": dials})
+    assert c.task == C.TaskConfig(
+        "countdown", (("a", 0.5), ("b", (1, (2, "x"))), ("c", True), ("d", None))
+    )
+    for wrong in (math.nan, math.inf, {"x": 1}, {1}, b"x", Rude(), [1, [math.nan]], np.int64(1)):
+        assert refusal({"task.name": "countdown", "task.b": wrong}).startswith("task.b")
+    for name in (3, None, ["countdown"]):
+        assert refusal({"task.name": name}).startswith("task.name must be a string")
+    for section in (3, None, "countdown", ["countdown"]):
+        assert refusal({"task": section}).startswith("task must be a section")
+    with pytest.raises(C.ConfigError, match="not a string"):
+        C.from_dict({"task": {1: 2, "1": 3}})
+
+
+# What does not fit together: changes, what is said of them, and a change that mends it.
+RULES = {
+    "weights decide the architecture": (
+        {"weights.path": "smollm2", "vocab.kind": "weights", "model.d_model": 64},
+        ["model.d_model", "smollm2", "64"],
+        {"model.d_model": 128},
+    ),
+    "vocabulary of weights needs weights": (
+        {"vocab.kind": "weights"}, ["weights.path"], {"weights.path": "smollm2"},
+    ),
+    "a tokenizer needs its file": (
+        {"vocab.kind": "tokenizer"}, ["vocab.path"], {"vocab.path": "tokenizer.json"},
+    ),
+    "a file needs a tokenizer": (
+        {"vocab.path": "tokenizer.json"}, ["vocab.path", "'char'"], {"vocab.kind": "tokenizer"},
+    ),
+    "jsonl needs a path": ({"data.source": "jsonl"}, ["data.path"], {"data.path": "a.jsonl"}),
+    "tfds needs a path": ({"data.source": "tfds"}, ["data.path"], {"data.path": "a"}),
+    "a path needs a source": ({"data.path": "a.jsonl"}, ["data.path"], {"data.source": "jsonl"}),
+    "validation file of a task": (
+        {"data.validation_path": "b"}, ["data.validation_path"],
+        {"data.source": "jsonl", "data.path": "a"},
+    ),
+    "noise under mle": (
+        {"noise.rate": 0.1}, ["noise.rate=0.1", "mle"], {"objective.name": "bc"},
+    ),
+    "noise without backspace": (
+        {"noise.rate": 0.1, "objective.name": "bc", "vocab.backspace": False},
+        ["vocab.backspace"], {"vocab.backspace": True},
+    ),
+    "p2 without backspaces": ({"objective.layout": "p2"}, ["bc"], {"objective.name": "bc"}),
+    "accumulation divides the batch": (
+        {"optimizer.accumulate": 3}, ["64", "3", "nearest legal: 60, 63, 66"],
+        {"train.batch_rows": 63},
+    ),
+    "warm-up ends": (
+        {"train.steps": 100}, ["optimizer.warmup_steps=100", "train.steps=100"],
+        {"train.steps": 101},
+    ),
+    "adapters freeze by themselves": (
+        {"lora.rank": 4, "optimizer.freeze": ("norm",)}, ["lora.train_also"],
+        {"optimizer.freeze": ()},
+    ),
+    "train_also without adapters": (
+        {"lora.train_also": ("norm",)}, ["lora.train_also", "lora.rank"], {"lora.rank": 4},
+    ),
+    "kv heads divide heads": (
+        {"model.n_kv_heads": 3}, ["model.n_kv_heads=3", "legal: 1, 2, 4"], {"model.n_kv_heads": 2},
+    ),
+    "rotary pairs": (
+        {"model.head_dim": 7}, ["model.head_dim", "even", "7"], {"model.position": "learned"},
+    ),
+    "rotary bands": (
+        {"model.rope_high_frequency": 1.0}, ["model.rope_high_frequency"],
+        {"model.rope_low_frequency": 0.5},
+    ),
+    "pass@k of too few samples": (
+        {"evaluate.pass_at_k": (1, 4)}, ["(1, 4)", "samples_per_problem=1"],
+        {"evaluate.samples_per_problem": 4},
+    ),
+    "pass@0": ({"evaluate.pass_at_k": (0,)}, ["pass_at_k"], {"evaluate.pass_at_k": (1,)}),
+    "two free axes": ({"mesh.fsdp": -1}, ["at most one"], {"mesh.data": 1}),
+    "an axis of none": ({"mesh.tensor": 0}, ["mesh.tensor", "0"], {"mesh.tensor": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parts_that_do_not_fit_are_refused_until_mended(rule):
+    changes, said, mend = RULES[rule]
+    message = refusal(changes)
+    assert message is not None
+    for words in said:
+        assert words in message
+    assert refusal({**changes, **mend}) is None
+
+
+def random_legal(rng, f, kind):
+    """A legal value of a field by itself, small enough to be combined."""
+    r = f.metadata
+    if kind is bool:
+        return rng.random() < 0.5
+    if r.get("choices"):
+        return rng.choice(r["choices"])
+    if kind is int:
+        return rng.randint(r["low"], min(r["high"], r["low"] + rng.choice([0, 3, 50])))
+    if kind is float:
+        low = r["low"] if r["low"] is not None else r["above"] + 1e-9
+        high = r["high"] if r["high"] is not None else r["below"]
+        return rng.choice([low, rng.uniform(low, low + 10 if high is None else high - 1e-9)])
+    return f.default
+
+
+def random_config(rng):
+    """A random config, its parts then made to fit."""
+    changes = {
+        key: random_legal(rng, f, kind) for key, (f, kind) in LEAVES.items() if rng.random() < 0.4
+    }
+    get = lambda key: changes.get(key, LEAVES[key][0].default)  # noqa: E731
+    changes["vocab.path"] = "t.json" if get("vocab.kind") == "tokenizer" else ""
+    if get("vocab.kind") == "weights":
+        changes = {k: v for k, v in changes.items() if k[6:] not in C.ARCHITECTURE_FIELDS}
+        changes["weights.path"] = "smollm2"
+    else:
+        changes["model.n_heads"] = get("model.n_kv_heads") * rng.randint(1, 4)
+        changes["model.head_dim"] = 2 * get("model.head_dim")
+        changes["model.rope_high_frequency"] = get("model.rope_low_frequency") + 1
+    changes["data.path"] = "" if get("data.source") == "task" else "somewhere"
+    if get("noise.rate") > 0:
+        changes |= {"objective.name": "bc", "vocab.backspace": True}
+    if get("objective.layout") == "p2":
+        changes["objective.name"] = "bc"
+    changes["train.batch_rows"] = get("optimizer.accumulate") * rng.randint(1, 9)
+    changes["train.steps"] = get("optimizer.warmup_steps") + rng.randint(1, 99)
+    for axis in ("data", "fsdp", "tensor"):
+        changes[f"mesh.{axis}"] = rng.randint(1, 8)
+    changes[f"mesh.{rng.choice(['data', 'fsdp', 'tensor'])}"] = -1
+    k = get("evaluate.samples_per_problem")
+    changes["evaluate.pass_at_k"] = tuple(sorted({1, k}))
+    if rng.random() < 0.5:
+        changes |= {"task.name": "countdown", "task.max_numbers": 5, "task.forms": ("a", "b")}
+    return changes
+
+
+def same_after_round_trips(c):
+    text = json.dumps(C.to_dict(c), allow_nan=False)
+    return C.from_dict(C.to_dict(c)) == c == C.from_dict(json.loads(text))
+
+
+def test_valid_configs_are_accepted_and_come_back():
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(200):
+        changes = random_config(rng)
+        c = C.from_dict(nested(changes))
+        assert same_after_round_trips(c)
+        for key in set(changes) & set(LEAVES):
+            node = c
+            for name in key.split("."):
+                node = getattr(node, name)
+            assert node == changes[key], key
+            seen.add(key)
+    assert seen == set(LEAVES)
+
+
+def test_the_default_config_is_the_dataclass():
+    assert C.from_dict(C.default_config().to_dict()) == C.Config()
+    assert C.from_dict({}) == C.Config()
+    assert C.from_dict(C.to_dict(C.Config())) == C.Config()
+
+
+ANYTHING = [
+    None, True, False, 0, 1, -1, 2, 7, 2**31, -(2**31), 10**30, 10**400, 10**5000, 0.0, -0.0, 0.5,
+    1.0, 1e5, 1e308, 5e-324, math.nan, math.inf, -math.inf, 1j, "", "1", "nan", "adamw", "bc",
+    "\n" * 50, "\ud800", "\0", b"x", (), [], {}, (1,), [1, 2], ("a",), ["a", 1], [[]], {"a": 1},
+    {"name": "x"}, {1: 2}, set(), object(), Rude(), int, lambda: 0, np.int32(3), np.float64(0.5),
+    np.zeros(3), range(3), "x" * 5000,
+]  # fmt: skip
+
+
+def mutate(rng, values):
+    """One mistake somewhere in a nested config."""
+    section = rng.choice([*SECTIONS, "task", None])
+    node = values if section is None else values.setdefault(section, {})
+    if not isinstance(node, dict):
+        node = values
+    names = [k for k in node if isinstance(k, str)] or ["seed"]
+    name = rng.choice(names)
+    kind = rng.randrange(6)
+    if kind == 0:  # a slip of the pen in a name
+        place = rng.randrange(len(name) + 1)
+        typo = (
+            name[:place] + rng.choice(["", "x", "_", name[:1]]) + name[place + rng.randrange(2) :]
+        )
+        node[typo] = node.pop(name, 1)
+    elif kind == 1:
+        node[rng.choice([name, *ANYTHING[:40:7], "new", ("a", "b")])] = rng.choice([0, {}, "x"])
+    elif kind == 2 and isinstance(node.get(name), int | float):
+        node[name] = rng.choice([-1, 1, 2, 0.5, 10**12, -0.5]) * node[name]
+    elif kind == 3:
+        node[name] = copy.deepcopy(rng.choice(list(values.values())))
+    elif kind == 4:
+        node.pop(name, None)
+    else:
+        node[name] = rng.choice(ANYTHING)
+
+
+def test_mutated_configs_are_refused_in_few_words_or_come_back():
+    rng = random.Random(1)
+    accepted = 0
+    for _ in range(2000):
+        values = nested(random_config(rng))
+        if rng.random() < 0.5:
+            values = C.to_dict(C.from_dict(values))
+        for _ in range(rng.choice([1, 1, 1, 2, 4])):
+            # A key may be unhashable: no config then.
+            try:
+                mutate(rng, values)
+            except TypeError as error:
+                if "unhashable" not in str(error):
+                    raise
+        try:
+            c = C.from_dict(values)
+        except C.ConfigError as error:
+            lines = str(error).split("\n")
+            assert 1 <= len(lines) <= MAX_LINES
+            assert max(map(len, lines)) < 1000
+            continue
+        accepted += 1
+        assert same_after_round_trips(c)
+    assert 200 < accepted < 1600
+
+
+SHAPES = [-1, 1, 2, 3, 4, 8]
+
+
+def test_the_mesh_covers_the_devices_and_what_it_divides():
+    checked = 0
+    model = C.ModelConfig(d_model=24, n_heads=4, n_kv_heads=2, d_ff=36)
+    for data, fsdp, tensor in itertools.product(SHAPES, repeat=3):
+        if (data, fsdp, tensor).count(-1) > 1:
+            continue
+        for devices in (1, 2, 4, 6, 8, 12):
+            c = config(
+                mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, train__batch_rows=24,
+                optimizer__accumulate=2,
+            )  # fmt: skip
+            if why_not((data, fsdp, tensor), devices):
+                with pytest.raises(C.ConfigError):
+                    C.check_devices(c, model, devices)
+                continue
+            shape = C.check_devices(c, model, devices)
+            checked += 1
+            assert math.prod(shape) == devices
+            assert all(want in (-1, got) for want, got in zip((data, fsdp, tensor), shape))
+    assert checked > 30
+
+
+def why_not(wanted, devices):
+    """Which condition fails, from the definition: some shape with this product that fits."""
+    for shape in itertools.product(range(1, devices + 1), repeat=3):
+        if math.prod(shape) == devices and all(w in (-1, n) for w, n in zip(wanted, shape)):
+            data, fsdp, tensor = shape
+            if 12 % (data * fsdp):
+                return "rows"
+            return "model" if 4 % tensor or 2 % tensor or 36 % tensor or 24 % fsdp else ""
+    return "devices"
+
+
+def test_devices_are_refused_in_words_that_help():
+    model = C.ModelConfig()
+    with pytest.raises(C.ConfigError, match=r"2 x 1 x 1 .* does not cover 8 devices.*product 8"):
+        C.check_devices(config(mesh__data=2), model, 8)
+    with pytest.raises(C.ConfigError, match=r"-1 x 3 x 1 .* does not cover 8 devices"):
+        C.check_devices(config(mesh__fsdp=3), model, 8)
+    with pytest.raises(C.ConfigError, match=r"model.n_heads=4 .* mesh.tensor=8"):
+        C.check_devices(config(mesh__tensor=8), model, 8)
+    with pytest.raises(C.ConfigError, match=r"model.d_model=100 .*nearest legal: 96, 104, 112"):
+        C.check_devices(config(mesh__fsdp=8), dataclasses.replace(model, d_model=100), 8)
+    rows = config(train__batch_rows=20, optimizer__accumulate=2)
+    with pytest.raises(C.ConfigError, match="divisible by data x fsdp") as error:
+        C.check_devices(rows, model, 8)
+    legal = str(error.value).rpartition(": ")[2].split(", ")
+    assert legal == ["16", "32", "48"]
+    for n in legal:
+        mended = config(train__batch_rows=int(n), optimizer__accumulate=2)
+        assert C.check_devices(mended, model, 8) == (8, 1, 1)
+
+
+def test_nearest_multiples():
+    for value, factor in itertools.product(range(1, 40), range(1, 12)):
+        listed = [int(n) for n in C.nearest_multiples(value, factor).split(", ")]
+        assert listed == sorted(listed)
+        multiples = sorted(range(factor, 600, factor), key=lambda m: (abs(m - value), m))
+        assert listed == sorted(multiples[:3])
+
+
+def test_the_batch_tree_adds_up():
+    c = config(train__batch_rows=48, optimizer__accumulate=2, data__seq_len=1000)
+    lines = C.batch_tree(c, (2, 3, 4)).split("\n")
+    assert "48 rows x 1000 = 48,000 positions" in lines[0]
+    assert "2 part(s) of 24 rows" in lines[1]
+    assert "4 rows (data 2 x fsdp 3; tensor 4 shares)" in lines[2]
+    assert 4 * 2 * 3 * 2 == 48
+
+
+ARGS = {"seed": 0, "rate": 0.1, "objective": "bc", "small": False}
+
+
+@pytest.mark.parametrize(
+    ("arg", "changed"),
+    [
+        (None, {}),
+        ("", {}),
+        (",,", {}),
+        ("seed=3", {"seed": 3}),
+        ("rate=1,objective=mle,small", {"rate": 1.0, "objective": "mle", "small": True}),
+        ("small=0", {"small": False}),
+        ("small=TRUE", {"small": True}),
+        ("objective=", {"objective": ""}),
+        ("objective=a=b", {"objective": "a=b"}),
+        ("seed=1,seed=2", {"seed": 2}),
+        ("rate=1e-3", {"rate": 1e-3}),
+    ],
+)
+def test_config_arguments_take_the_type_of_their_default(arg, changed):
+    values = C.parse_arg(arg, **ARGS).to_dict()
+    assert values == {**ARGS, **changed}
+    assert {k: type(v) for k, v in values.items()} == {k: type(v) for k, v in ARGS.items()}
+
+
+@pytest.mark.parametrize(
+    ("arg", "said"),
+    [
+        ("sede=1", "'sede' is unknown; did you mean seed"),
+        (" seed=1", "' seed' is unknown; did you mean seed"),
+        ("=1", "'' is unknown; known: seed"),
+        ("seed=1.5", "seed must be an int, got '1.5' .default 0."),
+        ("seed=1e3", "seed must be an int, got '1e3' .default 0.; write 1000"),
+        ("seed=True", "seed must be an int"),
+        ("seed=", "seed must be an int"),
+        ("seed", "seed needs a value, as in seed=0"),
+        ("objective", "objective needs a value, as in objective=bc"),
+        ("rate=often", "rate must be a float"),
+        ("small=maybe", "small must be true or false"),
+        ("small=", "small must be true or false"),
+    ],
+)
+def test_wrong_config_arguments_are_refused(arg, said):
+    with pytest.raises(C.ConfigError, match=said):
+        C.parse_arg(arg, **ARGS)
