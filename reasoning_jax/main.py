@@ -329,11 +329,10 @@ def _sample(known: flags.FlagValues, _: list[str]) -> int:
 def _report(known: flags.FlagValues, runs: list[str]) -> int:
     if not runs:
         raise UsageError(f"report needs at least one run folder\n{_USAGE}")
-    from reasoning_jax.report import write_report
+    from reasoning_jax.commands import report
 
-    out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
-    print(f"report: {write_report([Path(r) for r in runs], out)}")
-    return EXIT_OK
+    out = Path(FLAGS.out) if FLAGS.out else Path(runs[0]) / "report.html"
+    return report.report([Path(r) for r in runs], out)
 
 
 def _data(known: flags.FlagValues, words: list[str]) -> int:

@@ -139,6 +139,12 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
 
         tokenizer = weights.read_tokenizer(config.weights.path)
         if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
+            missing = "tokenizer.json" if tokenizer.tokenizer_json is None else "end-of-text id"
+            raise ConfigError(
+                f"weights.path={config.weights.path!r} comes without a {missing}, which "
+                'vocab.kind="weights" needs; put it beside the weights'
+            )
+        if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
             missing = "end-of-sequence id" if tokenizer.tokenizer_json else "tokenizer.json"
             raise ConfigError(
                 f"weights.path={config.weights.path!r} has no {missing}, which "

@@ -41,42 +41,37 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> None:
-    """Create the run folder, or check that an existing one belongs to the same run.
+def check_same_run(workdir: Path, config: Config) -> None:
+    """Refuse to continue an existing run with a config that would make it another run.
 
     Raises:
-      ConfigError: the folder belongs to a run whose config differs in more than the length of
-        training, evaluation, sampling or mesh; it has checkpoints of an unknown config; or it
-        cannot be written.
+      ConfigError: more differs than the length of training, evaluation, sampling or mesh.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    changed = changed_keys(read_json(workdir / "config.json"), to_dict(config))
+    fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE]
+    if fixed:
+        raise ConfigError(
+            f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
+            "Use another --workdir, or the same values to continue it"
+        )
+
+
+def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> None:
+    """Create the run folder, or note the present config in an existing one.
+
+    Raises:
+      ConfigError: the folder cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        _open_run(workdir, to_dict(config), overrides, vocab)
+        if not (workdir / "vocab.json").exists():
+            write_json(workdir / "vocab.json", vocab.to_dict())
+        write_json(workdir / "config.json", to_dict(config))
+        write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-
-
-def _open_run(
-    workdir: Path, values: dict[str, Any], overrides: Sequence[str], vocab: Vocab
-) -> None:
-    if (workdir / "config.json").exists():
-        saved = read_json(workdir / "config.json")
-        changed = changed_keys(saved, values)
-        fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE or c in _FIXED]
-        if fixed:
-            raise ConfigError(
-                f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
-                "Use another --workdir, or the same values to continue it"
-            )
-    elif any((workdir / "checkpoints").glob("*")):
-        raise ConfigError(
-            f"{workdir} has checkpoints but no config.json, so nothing says of which run; use "
-            "another --workdir"
-        )
-    else:
-        write_json(workdir / "vocab.json", vocab.to_dict())
-    write_json(workdir / "config.json", values)
-    write_json(workdir / "overrides.json", list(overrides))
 
 
 def write_environment(workdir: Path) -> None:

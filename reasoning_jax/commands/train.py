@@ -34,6 +34,7 @@ KEY_EVALUATE = 2
 
 def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool = False) -> int:
     """Train to the end, or until preempted. Returns the exit code."""
+    runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
     program = make_program(config, assembly.model, assembly.vocab.backspace_id)
     runfolder.open_run(workdir, config, overrides, assembly.vocab)

@@ -1,0 +1,38 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+RUNS := runs/quickstart
+
+.PHONY: quickstart test check lock clean
+
+quickstart: $(READY)
+	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=bc --workdir=$(RUNS)/bc
+	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=mle --workdir=$(RUNS)/mle
+	$(BIN)/reasoning-jax report $(RUNS)/bc $(RUNS)/mle --out=$(RUNS)/report.html
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The lock holds every version with hashes, for Python 3.11 and up; no index address stands in it.
+lock:
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra gguf --universal --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --fork-strategy requires-python \
+	  --python-version 3.11 --override requirements-overrides.txt --output-file requirements-lock.txt
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(READY): requirements-lock.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-lock.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,36 @@
+"""Countdown: reach a target with four numbers, writing the operations and then the expression.
+
+Claim    a small decoder learns the format and a part of the search; it is the base for the
+         experiments on search traces, not a good player.
+Command  reasoning-jax train --config=configs/countdown.py --workdir=runs/countdown
+"""
+
+from reasoning_jax import config as rc
+from reasoning_jax.tasks import task_dials
+
+
+def get_config(arg: str = ""):
+    arg = rc.parse_arg(arg, objective="bc", seed=0, numbers=3)
+    config = rc.default_config()
+    config.seed = arg.seed
+    dials = {"min_numbers": arg.numbers, "max_numbers": arg.numbers}
+    config.task = {"name": "countdown", **task_dials("countdown"), **dials}
+    config.data.question_suffix = "\n"
+    config.data.answer_prefix = "= "
+    config.data.seq_len = 64 + 16 * arg.numbers
+    config.objective.name = arg.objective
+    config.noise.rate = 0.02 if arg.objective == "bc" else 0.0
+    config.model.d_model = 128
+    config.model.n_layers = 4
+    config.model.d_ff = 384
+    config.optimizer.learning_rate = 2e-3
+    config.train.steps = 3000
+    config.train.batch_rows = 64
+    config.train.evaluate_every_steps = 1000
+    config.train.checkpoint_every_steps = 1000
+    config.sampling.max_actions = 96
+    config.evaluate.problems = 256
+    config.evaluate.samples_per_problem = 4
+    config.evaluate.pass_at_k = (1, 4)
+    config.evaluate.batch_rows = 256
+    return config
