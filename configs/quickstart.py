@@ -14,21 +14,26 @@ def get_config(arg: str = ""):
     arg = rc.parse_arg(arg, objective="bc", seed=0)
     config = rc.default_config()
     config.seed = arg.seed
-    config.task = {"name": "arithmetic", **task_dials("arithmetic"), "max_digits": 2}
+    config.task = {
+        "name": "arithmetic",
+        **task_dials("arithmetic"),
+        "max_digits": 2,
+        "reverse": True,
+    }
     config.objective.name = arg.objective
     config.noise.rate = 0.1 if arg.objective == "bc" else 0.0
-    config.data.seq_len = 16
+    config.data.seq_len = 14
     config.model.d_model = 64
     config.model.n_heads = config.model.n_kv_heads = 4
     config.model.head_dim = 16
     config.model.d_ff = 192
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.01
-    config.train.steps = 2000
-    config.train.batch_rows = 128
+    config.train.steps = 1200
+    config.train.batch_rows = 64
     config.train.log_every_steps = 100
-    config.train.evaluate_every_steps = 500
-    config.train.checkpoint_every_steps = 500
+    config.train.evaluate_every_steps = 300
+    config.train.checkpoint_every_steps = 600
     config.sampling.max_actions = 16
     config.evaluate.problems = 512
     config.evaluate.batch_rows = 512

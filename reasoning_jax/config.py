@@ -369,6 +369,8 @@ def _dial(key: str, value: Any) -> Any:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} must be finite, got {value!r}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{key} must fit into 64 bits, got {show(value)}")
     return value
 
 
@@ -503,10 +505,12 @@ def validate(config: Config) -> None:
 
 def _check_architecture(model: ModelConfig) -> None:
     if model.n_heads % model.n_kv_heads:
-        legal = [k for k in range(1, model.n_heads + 1) if model.n_heads % k == 0]
+        n = model.n_heads
+        small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+        legal = sorted({*small, *(n // k for k in small)}, key=lambda k: abs(k - model.n_kv_heads))
         raise ConfigError(
-            f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={model.n_heads}; "
-            f"legal: {', '.join(map(str, legal))}"
+            f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={n}; nearest "
+            f"legal: {', '.join(map(str, sorted(legal[:3])))}"
         )
     if model.position == "rope" and model.head_dim % 2:
         raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")

@@ -331,7 +331,7 @@ def _report(known: flags.FlagValues, runs: list[str]) -> int:
         raise UsageError(f"report needs at least one run folder\n{_USAGE}")
     from reasoning_jax.commands import report
 
-    out = Path(FLAGS.out) if FLAGS.out else Path(runs[0]) / "report.html"
+    out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
     return report.report([Path(r) for r in runs], out)
 
 

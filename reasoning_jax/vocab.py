@@ -23,6 +23,8 @@ PAD, BOS, EOS, BACKSPACE = "<pad>", "<bos>", "<eos>", "<backspace>"
 BOT, EOT, LATENT = "<bot>", "<eot>", "<latent>"
 BASE_SPECIALS = (PAD, BOS, EOS)
 LATENT_SPECIALS = (BOT, EOT, LATENT)
+# How many ids before an id decide which text it adds.
+_PIECE_CONTEXT = 4
 _T = TypeVar("_T")
 
 
@@ -294,6 +296,15 @@ class Vocab:
     @functools.cached_property
     def _text(self) -> frozenset[int]:
         return frozenset(self.codec.text_ids()) - self._names.keys()
+
+    def piece(self, before: Sequence[int], i: int) -> str:
+        """The text that id `i` adds behind the ids `before`; pieces of a text join to it.
+
+        They do not where an id is a part of a character (bytes): that piece shows as U+FFFD.
+        """
+        context = list(before[-_PIECE_CONTEXT:])
+        text, longer = self.decode(context), self.decode([*context, i])
+        return longer[len(text) :] if longer.startswith(text) else self.decode([i])
 
     def text_ids(self) -> list[int]:
         """Ids that stand for text: what *random* noise draws from."""

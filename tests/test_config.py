@@ -126,15 +126,18 @@ def test_a_number_outside_its_range_is_refused_with_the_nearest_legal(key):
     for value, legal in outside(key):
         message = refusal({key: value})
         assert message is not None, value
-        assert re.match(rf"{re.escape(key)} must be (>=|<=|above|below) ", message)
+        assert range_rule(key, message)
         assert repr(value) in message
         if legal is not None:
             assert message.endswith(
                 f"; the nearest legal is {LEAVES[key][0].metadata[end(message)]}"
             )
             # Legal by itself; whether it fits the other keys is another rule's business.
-            said = refusal({key: legal}) or ""
-            assert not re.match(rf"{re.escape(key)} must be (>=|<=|above|below) ", said)
+            assert not range_rule(key, refusal({key: legal}) or "")
+
+
+def range_rule(key, message):
+    return re.match(rf"{re.escape(key)} must be (>=|<=|above|below) [-\d]", message)
 
 
 def end(message):
@@ -155,8 +158,8 @@ def test_a_choice_outside_the_table_is_refused_with_all_and_the_nearest(key):
                 assert message.startswith(
                     f"{key} must be one of {', '.join(choices)}; got {wrong!r}"
                 )
-    wrong = choices[0][:-1] + "~"
-    assert f"did you mean {choices[0]}?" in refusal({key: wrong})
+    if len(choices[0]) > 2:
+        assert f"did you mean {choices[0]}?" in refusal({key: choices[0] + "~"})
     assert "known: " in refusal({key: "????"})
 
 
@@ -165,7 +168,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest(key):
     name = key.rpartition(".")[2]
     siblings = {k.rpartition(".")[2] for k in LEAVES} | {*SECTIONS}
     for typo in (name + "x", name[:-1], name[1:], name.upper()):
-        if len(typo) < 2 or typo in siblings:
+        if not typo.isidentifier() or typo in siblings:
             continue
         message = refusal({key.removesuffix(name) + typo: 1})
         assert message.startswith(f"unknown key {key.removesuffix(name)}{typo}; ")
@@ -216,6 +219,7 @@ def test_task_dials_are_values_that_json_keeps():
     )
     for wrong in (math.nan, math.inf, {"x": 1}, {1}, b"x", Rude(), [1, [math.nan]], np.int64(1)):
         assert refusal({"task.name": "countdown", "task.b": wrong}).startswith("task.b")
+    assert refusal({"task.b": 2**63}) == "task.b must fit into 64 bits, got 9223372036854775808"
     for name in (3, None, ["countdown"]):
         assert refusal({"task.name": name}).startswith("task.name must be a string")
     for section in (3, None, "countdown", ["countdown"]):
@@ -271,7 +275,8 @@ RULES = {
         {"lora.train_also": ("norm",)}, ["lora.train_also", "lora.rank"], {"lora.rank": 4},
     ),
     "kv heads divide heads": (
-        {"model.n_kv_heads": 3}, ["model.n_kv_heads=3", "legal: 1, 2, 4"], {"model.n_kv_heads": 2},
+        {"model.n_kv_heads": 3}, ["model.n_kv_heads=3", "nearest legal: 1, 2, 4"],
+        {"model.n_kv_heads": 2},
     ),
     "rotary pairs": (
         {"model.head_dim": 7}, ["model.head_dim", "even", "7"], {"model.position": "learned"},
@@ -298,6 +303,11 @@ def test_parts_that_do_not_fit_are_refused_until_mended(rule):
     for words in said:
         assert words in message
     assert refusal({**changes, **mend}) is None
+
+
+def test_heads_without_number_are_refused_at_once():
+    message = refusal({"model.n_heads": 2**31 - 1, "model.n_kv_heads": 2})
+    assert message.endswith("nearest legal: 1, 2147483647")
 
 
 def random_legal(rng, f, kind):
@@ -480,7 +490,7 @@ def test_devices_are_refused_in_words_that_help():
         C.check_devices(config(mesh__fsdp=3), model, 8)
     with pytest.raises(C.ConfigError, match=r"model.n_heads=4 .* mesh.tensor=8"):
         C.check_devices(config(mesh__tensor=8), model, 8)
-    with pytest.raises(C.ConfigError, match=r"model.d_model=100 .*nearest legal: 96, 104, 112"):
+    with pytest.raises(C.ConfigError, match=r"model.d_model=100 .*nearest legal: 88, 96, 104"):
         C.check_devices(config(mesh__fsdp=8), dataclasses.replace(model, d_model=100), 8)
     rows = config(train__batch_rows=20, optimizer__accumulate=2)
     with pytest.raises(C.ConfigError, match="divisible by data x fsdp") as error:

@@ -144,12 +144,6 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
                 f"weights.path={config.weights.path!r} comes without a {missing}, which "
                 'vocab.kind="weights" needs; put it beside the weights'
             )
-        if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-            missing = "end-of-sequence id" if tokenizer.tokenizer_json else "tokenizer.json"
-            raise ConfigError(
-                f"weights.path={config.weights.path!r} has no {missing}, which "
-                'vocab.kind="weights" needs'
-            )
         codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
         return vocabularies.extend_pretrained(
             codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,

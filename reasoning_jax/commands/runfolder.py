@@ -45,12 +45,23 @@ def check_same_run(workdir: Path, config: Config) -> None:
     """Refuse to continue an existing run with a config that would make it another run.
 
     Raises:
-      ConfigError: more differs than the length of training, evaluation, sampling or mesh.
+      ConfigError: more differs than the length of training, evaluation, sampling or mesh; or there
+        are checkpoints of an unknown config; or the folder cannot be read.
     """
-    if not (workdir / "config.json").exists():
+    try:
+        started = (workdir / "config.json").exists()
+        saved = any((workdir / "checkpoints").glob("*"))
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
+    if not started:
+        if saved:
+            raise ConfigError(
+                f"{workdir} has checkpoints but no config.json, so nothing says of which run; use "
+                "another --workdir"
+            )
         return
     changed = changed_keys(read_json(workdir / "config.json"), to_dict(config))
-    fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE]
+    fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE or c in _FIXED]
     if fixed:
         raise ConfigError(
             f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"

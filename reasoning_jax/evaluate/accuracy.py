@@ -315,27 +315,36 @@ def evaluate_items(
 
 
 def _sample_record(
-    c: Completion, right: bool, item: EvaluationItem, kind: str, vocab: Vocab
+    c: Completion, right: bool, item: EvaluationItem, kind_of_prompt: str, vocab: Vocab
 ) -> dict[str, Any]:
-    """A completion as the report's trace viewer reads it."""
+    """A completion as the report's trace viewer reads it; pieces join to `text`."""
     floor = c.prompt.floor
     kinds = {vocab.eos_id: "eos", vocab.backspace_id: "backspace"}
+
+    def without_bos(ids: Sequence[int]) -> Sequence[int]:
+        return ids[1:] if ids[0] == vocab.bos_id else ids
+
+    standing = list(c.prompt.ids[floor + 1 :])
+    deletable = [vocab.piece(standing[:i], t) for i, t in enumerate(standing)]
+    actions = []
+    for action, log_prob, forced in zip(c.actions, c.log_probs, c.forced):
+        kind = kinds.get(action, "token")
+        text = vocab.piece(standing, action) if kind == "token" else vocab.decode([action])
+        actions.append(
+            {"text": text, "kind": kind, "logprob": round(log_prob, 6), "forced": forced}
+        )
+        if kind == "token":
+            standing.append(action)
+        elif kind == "backspace" and standing:
+            standing.pop()
     return {
-        "kind": kind,
-        "prompt": vocab.decode(c.prompt.ids),
-        "deletable": [vocab.decode([i]) for i in c.prompt.ids[floor + 1 :]],
-        "question": vocab.decode(item.prompt),
+        "kind": kind_of_prompt,
+        "prompt": vocab.decode(without_bos(c.prompt.ids)),
+        "deletable": deletable,
+        "question": vocab.decode(without_bos(item.prompt)),
         "answer": vocab.decode(item.response[:-1]),
         "text": c.text,
         "correct": right,
         "difficulty": item.difficulty,
-        "actions": [
-            {
-                "text": vocab.decode([a]),
-                "kind": kinds.get(a, "token"),
-                "logprob": round(lp, 6),
-                "forced": f,
-            }
-            for a, lp, f in zip(c.actions, c.log_probs, c.forced)
-        ],
+        "actions": actions,
     }

