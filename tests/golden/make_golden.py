@@ -21,7 +21,7 @@ from typing import Any
 GOLDEN = Path(__file__).parent
 
 _LLAMA3_SCALING = {
-    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.5, "high_freq_factor": 5.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 _ROPE = {
@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2",
         {
             "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40,
-            "bos_token_id": 1, "eos_token_id": 2,
+            "n_inner": 48,            "bos_token_id": 1, "eos_token_id": 2,
         },
     ),
     "llama": ("llama", {**_ROPE, "rope_theta": 30_000.0, "tie_word_embeddings": False}),

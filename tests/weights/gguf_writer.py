@@ -75,7 +75,7 @@ def _metadata(config: dict[str, Any], family: str, rope_theta: float | None) -> 
             "gpt2.block_count": config["n_layer"],
             "gpt2.context_length": config["n_positions"],
             "gpt2.embedding_length": config["n_embd"],
-            "gpt2.feed_forward_length": 4 * config["n_embd"],
+            "gpt2.feed_forward_length": config["n_inner"],
             "gpt2.attention.head_count": config["n_head"],
             "gpt2.attention.layer_norm_epsilon": config["layer_norm_epsilon"],
         }

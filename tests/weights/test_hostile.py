@@ -1,6 +1,6 @@
 """Broken and hostile weight files: a typed error or a sound model, quickly and in little memory.
 
-Seeded mutations of every kind of file. 300 each here; a hundred times as many are marked slow.
+Seeded mutations of every kind of file. 300 each here; ten times as many are marked slow.
 """
 
 import json
@@ -47,7 +47,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
             to = rng.randrange(len(data) + 1)
             data[to : to + len(piece)] = piece
         else:
-            del data[rng.randrange(len(data) + 1) :]
+            del data[at:]
     return bytes(data)
 
 
@@ -130,50 +130,60 @@ def originals(kind: str, tmp_path) -> list:
     return folders
 
 
-def run(kind: str, rounds: int, tmp_path) -> tuple[int, int]:
-    """Mutate and load `rounds` times; returns how many loads were refused, and how many not."""
-    refused = accepted = 0
-    for start in originals(kind, tmp_path):
+def answer(read, path) -> tuple[bool, float, int]:
+    """Whether `read(path)` refused, the seconds it took, and the bytes it held at most."""
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        read(path)
+        refused = False
+    except WeightsError as error:
+        message = str(error)
+        assert len(message.splitlines()) <= 6, message
+        assert len(message) < 1000, message
+        refused = True
+    finally:
+        seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return refused, seconds, peak
+
+
+def run(kind: str, rounds: int, tmp_path) -> int:
+    """Mutate and load `rounds` times; returns how many loads were refused."""
+    refusals = 0
+    starts = originals(kind, tmp_path)
+    for start in starts:
         path = start if start.is_file() else start / kind
         good = path.read_bytes()
         weights.load(start)
         files = [path] if start.is_file() else list(start.iterdir())
         budget = SLACK_BYTES + 2 * sum(file.stat().st_size for file in files)
         rng = random.Random(f"{kind} {start.name}")
-        for i in range(rounds // (2 if kind == "m.gguf" else len(NAMES))):
+        for i in range(rounds // len(starts)):
             path.write_bytes(MUTATIONS[kind](good, rng))
-            tracemalloc.start()
-            began = time.perf_counter()
+            case = f"mutation {i} of {start.name}/{kind}"
             try:
-                model = weights.load(start)
-                assert model.params["embedding"]["tokens"].nbytes <= 4 * len(good) + 61 * 128
-                accepted += 1
-            except WeightsError as error:
-                message = str(error)
-                assert len(message.splitlines()) <= 6, message
-                assert len(message) < 1000, message
-                refused += 1
+                refused, seconds, peak = answer(weights.load, start)
+                if seconds >= 1.0 or peak >= budget:  # once more: the machine may be busy
+                    refused, seconds, peak = answer(weights.load, start)
             except BaseException as error:
-                raise AssertionError(f"mutation {i} of {start.name}/{kind}: {error!r}") from error
-            finally:
-                peak = tracemalloc.get_traced_memory()[1]
-                tracemalloc.stop()
-            assert time.perf_counter() - began < 1.0, f"mutation {i} of {start.name}/{kind}"
-            assert peak < budget, f"mutation {i} of {start.name}/{kind}: {peak:,} bytes"
+                raise AssertionError(f"{case}: {error!r}") from error
+            assert seconds < 1.0, case
+            assert peak < budget, f"{case}: {peak:,} bytes"
+            refusals += refused
         path.write_bytes(good)
-    return refused, accepted
+    return refusals
 
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutated_files_are_answered(kind, tmp_path):
-    refused, _ = run(kind, 300, tmp_path)
-    assert refused > 60
+    assert run(kind, 300, tmp_path) > 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_many_mutated_files_are_answered(kind, tmp_path):
-    run(kind, 10_000, tmp_path)
+    run(kind, 3000, tmp_path)
 
 
 def gguf_with(*parts: bytes, tensors: int = 0, values: int = 0) -> bytes:
@@ -185,48 +195,68 @@ def text(value: bytes) -> bytes:
 
 
 BIG = 2**62
+
+
+def tensor(*numbers: int, form: str) -> bytes:
+    """A GGUF file with one entry in its tensor table, and 99 bytes more."""
+    return gguf_with(text(b"t"), struct.pack(f"<{form}", *numbers), bytes(99), tensors=1)
+
+
+def value(form: str, *numbers: int, more: int = 64) -> bytes:
+    """A GGUF file with one key, whose type and value are `numbers`, and `more` bytes."""
+    return gguf_with(text(b"k"), struct.pack(f"<{form}", *numbers), bytes(more), values=1)
+
+
+# Every number of the format, set to what a trusting reader would allocate or follow.
 GGUF_ATTACKS = {
-    "empty": b"",
-    "magic only": b"GGUF",
-    "other magic": b"GGML" + bytes(40),
-    "version": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
-    "big endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-    "tensor count": gguf_with(bytes(64), tensors=BIG),
-    "value count": gguf_with(bytes(64), values=BIG),
-    "key length": gguf_with(struct.pack("<Q", BIG), bytes(64), values=1),
-    "key text": gguf_with(text(b"\xff\xff"), struct.pack("<II", 4, 1), bytes(9), values=1),
-    "string length": gguf_with(text(b"k"), struct.pack("<IQ", 8, BIG), bytes(64), values=1),
-    "array count": gguf_with(text(b"k"), struct.pack("<IIQ", 9, 10, BIG), bytes(64), values=1),
-    "strings": gguf_with(
-        text(b"k"), struct.pack("<IIQ", 9, 8, 2**20 + 1), bytes(9 << 20), values=1
+    "empty": (b"", "0 bytes is no GGUF file"),
+    "magic only": (b"GGUF", "4 bytes is no GGUF file"),
+    "other magic": (b"GGML" + bytes(40), "got b'GGML'"),
+    "version": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 2 or 3"),
+    "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version 2 or 3"),
+    "tensor count": (gguf_with(bytes(64), tensors=BIG), "tensors do not fit"),
+    "value count": (gguf_with(bytes(64), values=BIG), "keys do not fit"),
+    "many keys": (
+        gguf_with(*(text(b"%d" % i) + bytes(5) for i in range(70_000)), values=70_000),
+        "70,000 keys do not fit: at most 65,536",
     ),
-    "nested": gguf_with(text(b"k"), struct.pack("<IIQ", 9, 9, 1), bytes(64), values=1),
-    "type": gguf_with(text(b"k"), struct.pack("<I", 99), bytes(64), values=1),
-    "twice": gguf_with(2 * (text(b"k") + struct.pack("<IB", 0, 1)), values=2),
-    "axes": gguf_with(text(b"t"), struct.pack("<I", 2**31), bytes(99), tensors=1),
-    "axis size": gguf_with(
-        text(b"t"), struct.pack("<IQQIQ", 2, BIG, BIG, 0, 0), bytes(99), tensors=1
-    ),
-    "no size": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 0, 0, 0), bytes(99), tensors=1),
-    "offset": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 4, 0, 2**63), bytes(99), tensors=1),
-    "unaligned": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 4, 0, 1), bytes(99), tensors=1),
-    "part block": gguf_with(text(b"t"), struct.pack("<IQIQ", 1, 33, 2, 0), bytes(99), tensors=1),
+    "key length": (gguf_with(struct.pack("<Q", BIG), bytes(64), values=1), "a string of"),
+    "key text": (gguf_with(text(b"\xff"), bytes(64), values=1), "is not UTF-8"),
+    "string length": (value("IQ", 8, BIG), "a string of"),
+    "array count": (value("IIQ", 9, 10, BIG), "elements of 'k' do not fit"),
+    "array bytes": (value("IIQ", 9, 10, 60), "reach beyond the end"),
+    "strings": (value("IIQ", 9, 8, 2**20 + 1, more=9 << 20), "more than 1,048,576 strings"),
+    "nested": (value("IIQ", 9, 9, 1), "arrays in an array"),
+    "type": (value("I", 99), "holds type 99"),
+    "twice": (gguf_with(2 * (text(b"k") + struct.pack("<IB", 0, 1)), values=2), "there twice"),
+    "axes": (tensor(9, form="I"), "has 9 axes; 1 to 4"),
+    "axis size": (tensor(2, BIG, BIG, 0, 0, form="IQQIQ"), "reaches beyond the end"),
+    "no size": (tensor(1, 0, 0, 0, form="IQIQ"), "must be positive"),
+    "offset": (tensor(1, 4, 0, 2**63, form="IQIQ"), "reaches beyond the end"),
+    "unaligned": (tensor(1, 4, 0, 1, form="IQIQ"), "not a multiple of 32"),
+    "part block": (tensor(1, 33, 2, 0, form="IQIQ"), "the last in 32s"),
 }
 
 
 @pytest.mark.parametrize("attack", list(GGUF_ATTACKS))
 def test_hostile_gguf_headers(attack, tmp_path):
-    """Every number of the format, set to what a trusting reader would allocate or follow."""
-    path = tmp_path / "m.gguf"
-    path.write_bytes(GGUF_ATTACKS[attack])
-    tracemalloc.start()
-    began = time.perf_counter()
-    with pytest.raises(WeightsError) as error:
-        weights.read_config(path)
-    assert time.perf_counter() - began < 1.0
-    assert tracemalloc.get_traced_memory()[1] < SLACK_BYTES
-    tracemalloc.stop()
-    assert "general.architecture" not in str(error.value)
+    data, message = GGUF_ATTACKS[attack]
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(WeightsError, match=message):
+        weights.read_config(tmp_path / "m.gguf")
+    refused, seconds, peak = answer(weights.read_config, tmp_path / "m.gguf")
+    assert refused
+    assert seconds < 1.0
+    assert peak < SLACK_BYTES
+
+
+def test_a_gguf_file_cut_anywhere_is_refused(tmp_path):
+    start = originals("m.gguf", tmp_path)[0]
+    data = start.read_bytes()
+    for size in [*range(0, 3000, 7), *range(3000, len(data), 9973)]:
+        start.write_bytes(data[:size])
+        with pytest.raises(WeightsError):
+            weights.load(start)
 
 
 def test_a_tensor_as_large_as_the_config_claims_is_never_allocated(tmp_path):
@@ -246,9 +276,16 @@ def test_a_tensor_as_large_as_the_config_claims_is_never_allocated(tmp_path):
 
 def test_a_config_that_is_not_utf8_json_or_far_too_large(tmp_path):
     path = tmp_path / "config.json"
-    for content in (b"\xff", b"[" * 100_000, b"{", b"[]", b"3", b" " * (2 << 20), b"1" * 5000):
+    for content, message in (
+        (b"\xff", "not UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+        (b"{", "not JSON"),
+        (b"1" * 5000, "not JSON"),
+        (b"[]", "wanted a JSON object"),
+        (b" " * (2 << 20), "at most 1,048,576 are read"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(WeightsError):
+        with pytest.raises(WeightsError, match=message):
             weights.read_config(tmp_path)
 
 
