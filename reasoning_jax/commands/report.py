@@ -36,4 +36,4 @@ def summary(run: Path, evaluation: Path) -> str:
         for name, label in _SHOWN.items()
         if name in values["metrics"]
     ]
-    return f"{run.name}, step {values['step']}: {', '.join(parts)}"
+    return f"{run.resolve().name}, step {values['step']}: {', '.join(parts)}"

@@ -6,6 +6,7 @@ nothing is. Works on prompts and a judge; knows neither tasks nor files.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ def complete(
 
     A completion depends on `key`, its place in `prompts` and its own prompt alone.
     """
+    if not prompts:
+        return []
     sampler = make_sampler(config, sampling, ActionIds.of(vocab))
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_rows = min(batch_rows, len(prompts))
@@ -166,6 +169,8 @@ def backspace_probability(
     Plain softmax at temperature 1 over the whole vocabulary.
     """
     assert vocab.backspace_id is not None
+    if not sequences:
+        return []
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_rows = min(batch_rows, len(sequences))
     batch_rows += -batch_rows % split
@@ -271,8 +276,8 @@ def evaluate_items(
         record("exact_match", item, sum(right) / n)
         for k in ks:
             record(f"pass@{k}", item, pass_at_k(n, sum(right), k))
-        erased = [c.actions.count(vocab.backspace_id) for c in mine] if vocab.backspace_id else [0]
-        record("backspaces_per_completion", item, sum(erased) / n)
+        erased = sum(a == vocab.backspace_id for c in mine for a in c.actions)
+        record("backspaces_per_completion", item, erased / n)
         record("truncated", item, sum(c.truncated for c in mine) / n)
         if i < saved_samples:
             result.samples.append(_sample_record(mine[0], right[0], item, "clean", vocab))
@@ -304,13 +309,12 @@ def evaluate_items(
         right_states = [
             range(len(item.prompt), len(item.prompt) + len(item.response) - 1) for item in long
         ]
-        if long:
-            probabilities = backspace_probability(
-                params, lora, config, vocab,
-                [item.prompt + item.response for item in long], right_states, batch_rows, mesh,
-            )  # fmt: skip
-            for item, probability in zip(long, probabilities):
-                record("backspace_clean", item, probability)
+        probabilities = backspace_probability(
+            params, lora, config, vocab,
+            [item.prompt + item.response for item in long], right_states, batch_rows, mesh,
+        )  # fmt: skip
+        for item, probability in zip(long, probabilities):
+            record("backspace_clean", item, probability)
     return result
 
 
@@ -325,22 +329,27 @@ def _sample_record(
         return ids[1:] if ids[0] == vocab.bos_id else ids
 
     standing = list(c.prompt.ids[floor + 1 :])
-    deletable = [vocab.piece(standing[:i], t) for i, t in enumerate(standing)]
-    actions = []
+    deletable = [{"text": text} for text in _pieces(vocab, standing)]
+    actions, shown = [], list(deletable)
     for action, log_prob, forced in zip(c.actions, c.log_probs, c.forced):
         kind = kinds.get(action, "token")
         text = vocab.piece(standing, action) if kind == "token" else vocab.decode([action])
-        actions.append(
-            {"text": text, "kind": kind, "logprob": round(log_prob, 6), "forced": forced}
-        )
+        entry = {"text": text, "kind": kind, "logprob": round(log_prob, 6), "forced": forced}
+        actions.append(entry)
         if kind == "token":
             standing.append(action)
+            shown.append(entry)
         elif kind == "backspace" and standing:
             standing.pop()
+            shown.pop()
+    if "".join(entry["text"] for entry in shown) != c.text:
+        # A character written in parts: what stands in the end decides how its parts are shown.
+        for entry, text in zip(shown, _pieces(vocab, standing)):
+            entry["text"] = text
     return {
         "kind": kind_of_prompt,
         "prompt": vocab.decode(without_bos(c.prompt.ids)),
-        "deletable": deletable,
+        "deletable": [entry["text"] for entry in deletable],
         "question": vocab.decode(without_bos(item.prompt)),
         "answer": vocab.decode(item.response[:-1]),
         "text": c.text,
@@ -348,3 +357,15 @@ def _sample_record(
         "difficulty": item.difficulty,
         "actions": actions,
     }
+
+
+def _pieces(vocab: Vocab, ids: Sequence[int]) -> list[str]:
+    """The text of each id; joined, that of all. A character in parts stands at its last part."""
+    whole = vocab.decode(ids)
+
+    def agree(part: str) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(part, whole)))
+
+    known = (agree(vocab.decode(ids[:i])) for i in range(1, len(ids)))
+    cuts = [0, *itertools.accumulate(known, max), len(whole)]
+    return [whole[begin:end] for begin, end in itertools.pairwise(cuts)][: len(ids)]

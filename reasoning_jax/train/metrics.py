@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -89,18 +90,18 @@ class _Span:
 class MetricsWriter:
     """Appends rows to `metrics.jsonl` and TensorBoard, and shows them on the console.
 
-    On opening, rows beyond `resume_step` are dropped: a resumed run writes them again.
+    On opening, rows that the run will write again are dropped: those beyond `resume_step`, or all.
     """
 
     def __init__(self, workdir: Path, resume_step: int, total_steps: int, quiet: bool = False):
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
-        _truncate(self._path, resume_step)
+        # A run that starts anew may evaluate at step 0, one that resumes has done so.
+        first = resume_step + 1 if resume_step else 0
+        _truncate(self._path, first)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-        )
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first)
         self._console = _Console(total_steps, quiet)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -144,7 +145,7 @@ class _Console:
 
     def say(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(text)
+            self._live.console.print(text, markup=False)
         elif not self._quiet:
             print(text, flush=True)
 
@@ -189,8 +190,8 @@ def _cell(value: Any, style: str) -> str:
     return "" if value is None else format(value, style)
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Keep the rows up to `step`; a torn last line goes too."""
+def _truncate(path: Path, first: int) -> None:
+    """Drop the rows from step `first` on, and a torn last line; replaces the file as a whole."""
     if not path.exists():
         return
     kept = []
@@ -199,6 +200,8 @@ def _truncate(path: Path, step: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["step"] <= step:
+        if row["step"] < first:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -147,36 +148,30 @@ def place(array: np.ndarray, sharding: Any) -> Any:
 def disassemble(
     config: ModelConfig, layout: Layout, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]:
-    """(name, stored shape, dtype, thunk that makes the array) of every tensor, a layer at a time.
+    """(name, stored shape, dtype, function that makes the array) of every tensor, layer by layer.
 
     Raises:
-      WeightsError: parameters that are not those of `config`, or of a type that is not stored.
+      WeightsError: parameters that are not those of `config`, of a type that is not stored, or not
+        all on this process's devices.
     """
     leaves = flatten(params)
-    entries = _entries(config, layout)
     specs = flatten(param_specs(config))
-    if extra := sorted(set(leaves) ^ set(specs)):
-        state = "missing" if extra[0] in specs else "not part of it"
-        raise WeightsError(f"parameter {extra[0]} of a model with {_dimensions(config)} is {state}")
+    if other := sorted(set(leaves) ^ set(specs)):
+        state = "missing" if other[0] in specs else "not part of it"
+        raise WeightsError(f"parameter {other[0]} of a model with {_dimensions(config)} is {state}")
     for path, spec in specs.items():
         leaf = leaves[path]
         if tuple(leaf.shape) != spec.shape:
             raise WeightsError(f"parameter {path} has shape {leaf.shape}, wanted {spec.shape}")
         if np.dtype(leaf.dtype) not in DTYPES.values():
-            raise WeightsError(
-                f"parameter {path} is {leaf.dtype}; stored are {', '.join(DTYPES)}"
-            )  # fmt: skip
+            raise WeightsError(f"parameter {path} is {leaf.dtype}, wanted {' or '.join(DTYPES)}")
+        if not getattr(leaf, "is_fully_addressable", True):
+            raise WeightsError(f"parameter {path} lies on several hosts; gather it first")
+    entries = _entries(config, layout)
     order = [(i, entry) for entry in entries for i in range(entry.layers)]
-    order.sort(key=lambda item: item[0])
-    for i, entry in order:
-        parts = {p: leaves[p][i] if "{}" in entry.pattern else leaves[p] for p in entry.specs}
-        dtype = np.dtype(next(iter(parts.values())).dtype)
-        yield (
-            entry.pattern.format(i),
-            entry.shape,
-            dtype,
-            lambda entry=entry, parts=parts: _pack(entry, parts),
-        )
+    for i, entry in sorted(order, key=lambda item: item[0]):
+        dtype = np.dtype(leaves[next(iter(entry.specs))].dtype)
+        yield entry.pattern.format(i), entry.shape, dtype, partial(_pack, entry, leaves, i)
 
 
 def _unpack(entry: _Entry, array: np.ndarray) -> dict[str, np.ndarray]:
@@ -195,10 +190,12 @@ def _unpack(entry: _Entry, array: np.ndarray) -> dict[str, np.ndarray]:
     return parts
 
 
-def _pack(entry: _Entry, parts: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of `_unpack`; GGUF's row order is never written."""
-    stored = entry.stored
-    arrays = [np.asarray(p).reshape(stored.matrix_shape(p.shape)) for p in parts.values()]
+def _pack(entry: _Entry, leaves: Mapping[str, Any], layer: int) -> np.ndarray:
+    """The inverse of `_unpack`, from whole leaves; GGUF's row order is never written."""
+    stored, arrays = entry.stored, []
+    for path in entry.specs:
+        part = np.asarray(leaves[path][layer] if "{}" in entry.pattern else leaves[path])
+        arrays.append(part.reshape(stored.matrix_shape(part.shape)))
     array = np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
     return np.ascontiguousarray(array.T if stored.transposed else array)
 

@@ -82,9 +82,8 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     }
     template = named.get("chat_template")
     if isinstance(template, list):
-        template = next(
-            (t.get("template") for t in template if isinstance(t, dict) and "template" in t), None
-        )
+        by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = by_name.get("default")
     if template is None and _exists(folder, "chat_template.jinja"):
         template = read_text(inside(folder, "chat_template.jinja"), MAX_BYTES["tokenizer_config"])
     if template is not None and not isinstance(template, str):
@@ -119,7 +118,9 @@ def _special_id(
     value = config.get(f"{name}_token_id")
     if isinstance(value, list):
         value = value[0] if value else None
-    if value is not None and (type(value) is not int or not 0 <= value < 2**31):
+    if value is None or (type(value) is int and value == -1):
+        return None
+    if type(value) is not int or not 0 <= value < 2**31:
         raise WeightsError(f"{source}: {name}_token_id must be an id, got {short(value)}")
     return value
 

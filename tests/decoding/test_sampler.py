@@ -50,13 +50,15 @@ def random_prompts(rng, rows):
     return prompts, floors
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_four_ways_to_the_same_log_probs(name):
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("llama", 48), ("gpt2", 48), pytest.param("llama", 10_000, marks=pytest.mark.slow)],
+)
+def test_four_ways_to_the_same_log_probs(name, rows):
     """The sampler's log-probs equal P1's, P2's and those of every state run alone."""
     config = MODELS[name]
     params = init(config)
     rng = np.random.default_rng(0)
-    rows = 48
     prompts, floors = random_prompts(rng, rows)
     out = run_sampler(config, SamplingConfig(max_actions=A), prompts, floors, params=params)
     width = max(map(len, prompts)) + A
@@ -88,13 +90,12 @@ def test_four_ways_to_the_same_log_probs(name):
     by_p1, by_p2 = jax.device_get(packed_log_probs(actions, segments, floor))
     alone = []
     for b in range(rows):
-        first = len(prompts[b]) - 1
-        for t in range(int(out.length[b])):
-            action = int(out.actions[b, t])
-            np.testing.assert_allclose(by_p1[b, first + t, action], out.log_probs[b, t], atol=1e-5)
-            np.testing.assert_allclose(by_p2[b, first + t, action], out.log_probs[b, t], atol=1e-5)
-        for stack in stacks(prompts[b], floors[b], actions_of(out, b))[:-1]:
-            alone.append(stack)
+        n = int(out.length[b])
+        states = len(prompts[b]) - 1 + np.arange(n)
+        for packed in (by_p1, by_p2):
+            got = packed[b, states, out.actions[b, :n]]
+            np.testing.assert_allclose(got, out.log_probs[b, :n], atol=1e-5)
+        alone += stacks(prompts[b], floors[b], actions_of(out, b))[:-1]
     longest = max(map(len, alone))
     padded = jnp.array([s + [0] * (longest - len(s)) for s in alone])
     hidden = apply(

@@ -150,6 +150,20 @@ def test_pre_tokenizers_split_as_published(pre, tmp_path):
     assert tokenizer.encode("ab<eos>a").ids == [2, 3, 0]
 
 
+def test_whole_words_and_composed_letters(tmp_path):
+    """Llama 3 looks a word up before it merges; Qwen composes letters; the others do neither."""
+    changes = {
+        "tokenizer.ggml.tokens": ["a", "b", "ab", "<eos>", "bab"],
+        "tokenizer.ggml.token_type": [1, 1, 1, 3, 1],
+    }
+    for pre in PIECES:
+        path = write_tokenizer(tmp_path / f"{pre}.gguf", GOLDEN / "llama", pre, changes)
+        tokenizer = Tokenizer.from_str(weights.read_tokenizer(path).tokenizer_json)
+        assert tokenizer.encode("bab").ids == ([4] if pre == "llama-bpe" else [1, 2])
+        composed = tokenizer.normalizer and tokenizer.normalizer.normalize_str("e\u0301")
+        assert composed == ("\u00e9" if pre == "qwen2" else None)
+
+
 def test_tokenizers_that_are_not_built(tmp_path):
     for changes, message in (
         ({"tokenizer.ggml.pre": "tekken"}, "pre-tokenizer 'tekken' is not known; known: gpt-2"),

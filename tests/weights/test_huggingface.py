@@ -115,11 +115,14 @@ def test_special_ids_and_template(tmp_path):
     folder = copy_model("llama", tmp_path / "llama")
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     edit_json(folder / "config.json", bos_token_id=[7, 8])
-    named = {"eos_token": {"content": "<eos>"}, "pad_token": "not there", "chat_template": "{{x}}"}
+    template = [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{x}}"}]
+    named = {"eos_token": {"content": "<eos>"}, "pad_token": "not there", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
     files = weights.read_tokenizer(folder)
     assert (files.eos_id, files.bos_id, files.pad_id) == (3, 7, 0)
     assert files.chat_template == "{{x}}"
+    edit_json(folder / "config.json", bos_token_id=-1)
+    assert weights.read_tokenizer(folder).bos_id is None
     model = weights.load(folder)
     exported = weights.export(
         tmp_path / "out", model.config, model.params, tokenizer_json=model.tokenizer_json,
@@ -130,12 +133,14 @@ def test_special_ids_and_template(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mesh_holds_the_same_values_in_shards(name):
+def test_a_mesh_holds_the_same_values_in_shards(name, tmp_path):
     mesh = sharding.make_mesh(2, 2, 2)
     host, placed = (weights.load(GOLDEN / name, mesh=m) for m in (None, mesh))
     assert_same(placed.params, host.params)
     wanted = spec.shardings(transformer.param_specs(host.config), mesh)
     assert jax.tree.map(lambda x: x.sharding, placed.params) == wanted
+    folder = weights.export(tmp_path / "m", placed.config, placed.params)
+    assert_same(weights.load(folder).params, host.params)
 
 
 def test_the_host_never_holds_two_copies(tmp_path):
