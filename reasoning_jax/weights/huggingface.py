@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,8 @@ IGNORED = {
 class TokenizerFiles:
     """What comes with weights to turn text into ids: a tokenizer.json as text, ids, a template.
 
-    `chat_template` is a Jinja template from the weights' author: text, not to be trusted.
+    `chat_template` is a Jinja template from the weights' author: text, not to be trusted. `rows` is
+    how many embedding rows all these ids need.
     """
 
     tokenizer_json: str | None = None
@@ -50,6 +50,7 @@ class TokenizerFiles:
     bos_id: int | None = None
     pad_id: int | None = None
     chat_template: str | None = None
+    rows: int = 0
 
 
 def read_config(folder: Path) -> tuple[str, ModelConfig]:
@@ -82,13 +83,15 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     }
     template = named.get("chat_template")
     if isinstance(template, list):
-        by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = by_name.get("default")
+        named_default = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
+        template = next(named_default, {}).get("template")
     if template is None and _exists(folder, "chat_template.jinja"):
         template = read_text(inside(folder, "chat_template.jinja"), MAX_BYTES["tokenizer_config"])
     if template is not None and not isinstance(template, str):
         raise WeightsError(f"{folder}: chat_template must be text, got {short(template)}")
-    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["pad"], template)
+    known = [] if tokenizer is None else tokenizer.get_vocab().values()
+    rows = 1 + max([-1, *known, *(i for i in ids.values() if i is not None)])
+    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["pad"], template, rows)
 
 
 def parse_tokenizer(text: str | None, source: str) -> Any:
@@ -172,7 +175,8 @@ def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
 def _check_tied(shapes: Mapping[str, Any], read: Any, table: str, source: str) -> None:
     """A stored copy of tied embeddings may only be a copy."""
     same = shapes["lm_head.weight"] == shapes.get(table)
-    if not same or read("lm_head.weight").tobytes() != read(table).tobytes():
+    bits = np.uint8
+    if not same or not np.array_equal(read("lm_head.weight").view(bits), read(table).view(bits)):
         raise WeightsError(
             f"{source}: config.json ties the embeddings, but lm_head.weight differs from {table}; "
             "set tie_word_embeddings to false there, or drop lm_head.weight"
@@ -245,20 +249,31 @@ def export(
             raise WeightsError(f"{folder} is not empty; give another folder, or overwrite=True")
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{folder} holds no model and is not overwritten")
+    if chat_template is not None and tokenizer_json is None:
+        raise WeightsError("chat_template goes with tokenizer_json; got no tokenizer_json")
     ids = {"eos_token_id": eos_id, "bos_token_id": bos_id, "pad_token_id": pad_id}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    workplace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = workplace / "new", workplace / "old"
     try:
-        dtype = _write_tensors(temporary, found, config, params, max_shard_bytes)
-        _write_json(temporary / "config.json", {**to_config_json(config, found, dtype), **ids})
+        new.mkdir()
+        dtype = _write_tensors(new, found, config, params, max_shard_bytes)
+        _write_json(new / "config.json", {**to_config_json(config, found, dtype), **ids})
         if tokenizer_json is not None:
             named = _tokenizer_config(tokenizer_json, ids, chat_template)
-            _write_text(temporary / "tokenizer.json", tokenizer_json)
-            _write_json(temporary / "tokenizer_config.json", named)
-        temporary.chmod(0o755)
-        _move_into_place(temporary, folder)
+            _write_text(new / "tokenizer.json", tokenizer_json)
+            _write_json(new / "tokenizer_config.json", named)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        _sync(folder.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(workplace, ignore_errors=True)
     return folder
 
 
@@ -329,20 +344,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _move_into_place(temporary: Path, folder: Path) -> None:
-    old = None
-    if folder.exists() and any(folder.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        folder.rename(old)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if old is not None:
-            old.rename(folder)
-        raise
-    with suppress(OSError):
-        _sync(folder.parent)
-    if old is not None:
-        shutil.rmtree(old)

@@ -42,7 +42,7 @@ def encoder(rate=0.2):
     return Encoder(VOCAB, DataConfig(seq_len=T), NoiseConfig(rate), tuple(range(10)))
 
 
-def source(examples=10, rows=4, pack=False, process=0, processes=1, rate=0.2, seed=0):
+def source(examples=40, rows=4, pack=False, process=0, processes=1, rate=0.2, seed=0):
     return SupervisedSource(
         Listed(examples) if isinstance(examples, int) else examples, encoder(rate),
         batch_rows=rows, seed=seed, mesh=sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]),
@@ -96,7 +96,7 @@ def test_the_batch_is_the_same_for_1_2_and_4_processes():
         source(rows=8, processes=3)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 64])
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
 def test_an_epoch_is_a_permutation_and_each_is_another(n):
     # Catches: drawing with replacement, one order for ever, an order that skips the last example.
     def orders(seed):
@@ -110,15 +110,15 @@ def test_an_epoch_is_a_permutation_and_each_is_another(n):
 
 def test_noise_is_new_in_every_epoch_and_the_same_in_every_run():
     # Catches: noise by example (the same in each epoch), or from a generator that reading advances.
-    stream, again = (Stream(Listed(10), encoder(0.5), 0) for _ in range(2))
-    read = stream_segments(stream, range(60))
-    assert stream_segments(again, reversed(range(60))) == read[::-1]
+    stream, again = (Stream(Listed(40), encoder(0.5), 0) for _ in range(2))
+    read = stream_segments(stream, range(120))
+    assert stream_segments(again, reversed(range(120))) == read[::-1]
     seen = {}
-    for i in range(60):
+    for i in range(120):
         seen.setdefault(question(stream[i]), set()).add(read[i])
     # The longest answers have the most places for noise: no two epochs may give them the same.
-    assert [len(seen[i]) for i in (4, 5)] == [6, 6]
-    assert stream_segments(Stream(Listed(10), encoder(0.5), 1), range(60)) != read
+    assert [len(seen[i]) for i in range(5, 40, 6)] == [3] * 6
+    assert stream_segments(Stream(Listed(40), encoder(0.5), 1), range(120)) != read
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -127,12 +127,12 @@ def test_a_saved_place_is_exact(pack):
 
     Catches: a place that counts what was prefetched, or epochs, or forgets a half-filled row.
     """
-    first = source(7, pack=pack)
+    first = source(17, pack=pack)
     places, batches = [json.dumps(first.save())], []
     for _ in range(9):
         batches += take(first, 1)
         places.append(json.dumps(first.save()))
-    other = source(7, pack=pack)
+    other = source(17, pack=pack)
     for done in (3, 8, 0, 5):
         other.restore(json.loads(places[done]))
         equal(take(other, 9 - done), batches[done:])
@@ -147,7 +147,7 @@ def test_packing_loses_no_example_and_no_weight(processes, process):
     assert all(batch["actions"].shape == (rows, T) for batch in batches)
     found = segments_of(batches)
     mine = range(process, processes * len(found) + process, processes)
-    stream = Stream(Listed(10), encoder(), 0)
+    stream = Stream(Listed(40), encoder(), 0)
     assert Counter(found) == Counter(stream_segments(stream, mine))
     total = sum(float(stream[i]["weights"].sum()) for i in mine)
     assert sum(float(batch["weights"].sum()) for batch in batches) == total

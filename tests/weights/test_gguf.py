@@ -174,7 +174,7 @@ def test_tokenizers_that_are_not_built(tmp_path):
         ({"tokenizer.ggml.merges": ["ab"]}, "'ab' is not a merge of two tokens"),
         ({"tokenizer.ggml.merges": ["a x"]}, "not a tokenizer"),
         ({"tokenizer.ggml.merges": [1]}, "merges must be strings"),
-        ({"tokenizer.ggml.eos_token_id": 61}, "eos_id 61 has no row among 61"),
+        ({"tokenizer.ggml.eos_token_id": 61}, "ids need 62 rows, there are 61; give vocab_rows=62"),
     ):
         path = write_tokenizer(tmp_path / "t.gguf", GOLDEN / "llama", "smollm", changes)
         with pytest.raises(WeightsError, match=message):

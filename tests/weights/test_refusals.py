@@ -249,6 +249,7 @@ def test_export_refuses_other_parameters(tmp_path):
         (layers(query=attention["query"].astype(np.float64)), {}, "query is float64"),
         (params, {"family": "llama"}, "of family qwen2, not llama"),
         (params, {"tokenizer_json": "{"}, "not a tokenizer"),
+        (params, {"chat_template": "x"}, "goes with tokenizer_json"),
     ]
     for broken, options, message in cases:
         with pytest.raises(WeightsError, match=message):
