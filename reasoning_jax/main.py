@@ -332,7 +332,10 @@ def _report(known: flags.FlagValues, runs: list[str]) -> int:
     from reasoning_jax.commands import report
 
     out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
-    return report.report([Path(r) for r in runs], out)
+    try:
+        return report.report([Path(r) for r in runs], out)
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be written: {error.strerror}") from None
 
 
 def _data(known: flags.FlagValues, words: list[str]) -> int:

@@ -1,5 +1,6 @@
 """The command line: what is said of mistakes before a backend starts, and a run end to end."""
 
+import io
 import json
 import os
 import re
@@ -96,7 +97,8 @@ REFUSED = {
     "no samples": ("sample --workdir={run} --prompt=1 --samples=0", 2, ["samples", "0"]),
     "flag that is no boolean": ("train --config={q} --quiet=maybe", 2, ["quiet", "maybe"]),
     # Overrides.
-    "overrides without config": ("train --config.seed=3 --workdir={new}", 2, ["--config=FILE"]),
+    "overrides without config": ("train --config.seed=3 --workdir={new}", 2,
+                                 ["--config.seed=3 needs --config=FILE"]),
     "unknown key": ("train --config={q} --config.train.stepz=3", 2,
                     ["train.stepz", "did you mean steps?"]),
     "unknown section": ("train --config={q} --config.trian.steps=3", 2, ["trian", "train?"]),
@@ -131,6 +133,7 @@ REFUSED = {
     "fails": ("train --config={tmp}/fails.py", 2, ["fails.py, line 2", "ZeroDivisionError"]),
     "own key": ("train --config={tmp}/own_key.py", 2, ["train.stepz", "did you mean steps?"]),
     "own type": ("train --config={tmp}/own_type.py", 2, ["own_type.py, line 4", "steps"]),
+    "own long error": ("train --config={tmp}/own_error.py", 2, ["line 0", "line 5"]),
     "own None": ("train --config={tmp}/own_none.py", 2, ["train.steps", "None"]),
     # What is found when a run is put together.
     "unknown task": ("train --config={q} --workdir={new} --config.task.name=arithmetik", 2,
@@ -168,6 +171,10 @@ REFUSED = {
     "two prompts": ("sample --workdir={run} --prompt=1 --prompt_file={q}", 2, ["either"]),
     "strange prompt": ("sample --workdir={run} --prompt=1+é", 2, ["'é' at 2", "0123456789"]),
     "special in a prompt": ("sample --workdir={run} '--prompt=<backspace>'", 2, ["'<' at 0"]),
+    "prompt without the data": ("sample --workdir={tmp}/moved --prompt=1+é", 2, ["'é' at 2"]),
+    "evaluation without the data": ("evaluate --workdir={tmp}/moved", 2, ["gone.jsonl"]),
+    "prompt beyond the positions": ("sample --workdir={tmp}/learned --prompt=12345678901234", 2,
+                                    ["15 tokens and 8 new ones", "16 positions"]),
     "no prompt file": ("sample --workdir={run} --prompt_file={new}", 2, ["--prompt_file={new}"]),
     "prompt folder": ("sample --workdir={run} --prompt_file={tmp}", 2, ["cannot be read"]),
     "binary prompts": ("sample --workdir={run} --prompt_file={tmp}/binary.txt", 2, ["utf-8"]),
@@ -192,6 +199,7 @@ ACCEPTED = {
         "--config.evaluate.samples_per_problem 4 --config.evaluate.pass_at_k=1,4 "
         "'--config.data.answer_prefix=### ' --config.train.steps=300 --config.train.steps=400"
     ),
+    "last workdir": "evaluate --workdir={new} --workdir={run} --print_config",
     "countdown": "train --config={configs}/countdown.py --print_config",
     "prosqa": "train --config={configs}/prosqa.py --print_config",
     "quickstart": "train --config={configs}/quickstart.py --print_config",
@@ -207,6 +215,8 @@ CONFIG_FILES = {
     "fails.py": "def get_config():\n    return 1 / 0\n",
     "own_key.py": "config.train.stepz = 3",
     "own_type.py": "config.train.steps = 'many'",
+    "own_error.py": "from reasoning_jax.config import ConfigError as E; raise E('line 0' + "
+    "''.join(f'\\nline {i}' for i in range(1, 99)))",
     "own_none.py": "config.train = {**config.train.to_dict(), 'steps': None}",
 }
 
@@ -239,7 +249,14 @@ def places(tmp_path_factory):
     config, vocab = tiny(), V.make_vocab(V.CharCodec("\n+-=0123456789"))
     for name in ("run", "bare", "damaged", "damaged_vocab"):
         runfolder.open_run(tmp / name, config, [], vocab)
-    for name in ("run", "nobody", "damaged_vocab"):
+    gone = {"data": {"source": "jsonl", "path": "gone.jsonl"}, "noise": {"source": "random"}}
+    learned = {"model": {"position": "learned", "max_positions": 16}}
+    for name, changes in (("moved", gone), ("learned", learned)):
+        values = C.to_dict(config)
+        for section in changes:
+            values[section] |= changes[section]
+        runfolder.open_run(tmp / name, C.from_dict(values), [], vocab)
+    for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
     (tmp / "nobody" / "checkpoints" / "3").mkdir()
     (tmp / "damaged" / "config.json").write_text("{")
@@ -303,6 +320,7 @@ def test_printed_configs_are_configs(results, places):
     plain = C.to_dict(tiny())
     plain["evaluate"]["problems"] = 3
     assert printed("print of a run") == C.from_dict(plain)
+    assert printed("last workdir") == tiny()
 
 
 @pytest.mark.parametrize("name", ["help", "help of a command"])
@@ -324,6 +342,17 @@ def test_the_process_exits_with_the_code(places):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: train.steps must be >= 1, got 0; the nearest legal is 1\n"
+
+
+def test_a_terminal_without_a_character_shows_its_escape(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(main, "_USAGE", "±")
+    with pytest.raises(SystemExit) as end:
+        main.main(["reasoning-jax", "help"])
+    assert end.value.code == 0
+    sys.stdout.flush()
+    assert shown.getvalue().startswith(b"\\xb1\n")
 
 
 def test_a_package_that_is_not_installed_is_named_with_its_command(capsys, monkeypatch, tmp_path):
@@ -399,6 +428,20 @@ def test_a_run_from_end_to_end(tmp_path, capsys, places):
     assert code == 4
     assert len(err.strip().split("\n")) <= MAX_LINES
 
+    out_folder = tmp_path / "exported"
+    code, out, err = command("export", f"--workdir={run}", f"--out={out_folder}")
+    assert code == 0, err
+    assert {"config.json", "model.safetensors"} <= {p.name for p in out_folder.iterdir()}
+    code, out, err = command("export", f"--workdir={run}", f"--out={out_folder}")
+    assert (code, "is not empty" in err) == (2, True)
+    code, out, err = command("export", f"--workdir={run}", f"--out={run}/config.json/x")
+    assert (code, "cannot be written" in err) == (2, True)
+    code, out, err = command("report", str(run), f"--out={tmp_path}/report.html")
+    assert code == 0, err
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    code, out, err = command("report", str(run), f"--out={run}/config.json/report.html")
+    assert (code, "cannot be written" in err) == (2, True)
+
     before = (run / "config.json").read_text()
     train += ["--config.seed=1", "--config.train.steps=6"]
     code, out, err = command(*train, "--config.optimizer.learning_rate=0.1")
@@ -460,12 +503,20 @@ def test_changed_keys_name_the_leaves():
     assert runfolder.changed_keys(before, after) == ["a.b", "a.c", "d", "e"]
 
 
-def test_json_files_are_whole_or_untouched(tmp_path):
+def full_disk(*_):
+    raise OSError("no space")
+
+
+def test_json_files_are_whole_or_untouched(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "a.json"
     runfolder.write_json(path, {"a": "é\ud800"})
     assert runfolder.read_json(path) == {"a": "é\ud800"}
     with pytest.raises(TypeError):
         runfolder.write_json(path, {"a": object()})
+    with monkeypatch.context() as m:
+        m.setattr(runfolder.os, "replace", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            runfolder.write_json(path, {"a": "new"})
     assert runfolder.read_json(path) == {"a": "é\ud800"}
     for content in (b"", b"{", b"\xff", b"[" * 100_000):
         path.write_bytes(content)

@@ -52,15 +52,18 @@ class Assembly:
         return functools.partial(_matches, source[index].answer, prefix)
 
 
-def assemble(config: Config, saved_vocab: Vocab | None = None) -> Assembly:
+def assemble(
+    config: Config, saved_vocab: Vocab | None = None, *, with_data: bool = True
+) -> Assembly:
     """Build the parts of a run and try them on a few examples.
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data.
+    With `saved_vocab` (of an existing run) no vocabulary is built from data. Without `with_data`
+    the data need not be there: prompts are encoded, but there is neither task nor noise.
 
     Raises:
       ConfigError, TaskError, DataError, VocabError, WeightsError
     """
-    task = _task(config)
+    task = _task(config) if with_data else None
     model, notes = config.model, ()
     if config.weights.path:
         from reasoning_jax import weights
@@ -86,9 +89,11 @@ def assemble(config: Config, saved_vocab: Vocab | None = None) -> Assembly:
     if config.objective.name == "bc" and vocab.backspace_id is None:
         raise ConfigError('objective.name="bc" needs vocab.backspace=True')
     units = task.noise_units() if task is not None else ()
-    encoder = Encoder(vocab, config.data, config.noise, noise_ids(vocab, config.noise, units))
+    noise = config.noise if with_data else replace(config.noise, rate=0.0)
+    encoder = Encoder(vocab, config.data, noise, noise_ids(vocab, noise, units))
     assembly = Assembly(config, task, vocab, model, encoder, notes)
-    _try_out(assembly)
+    if with_data:
+        _try_out(assembly)
     return assembly
 
 

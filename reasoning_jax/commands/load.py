@@ -38,10 +38,10 @@ def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
     return restore(load_assembly(config, workdir), workdir, step)
 
 
-def load_assembly(config: Config, workdir: Path) -> Assembly:
+def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> Assembly:
     """The parts of a run with the vocabulary that it was trained with. Starts no backend.
 
-    Raises as `load_trained` does.
+    Without `with_data` the run's data need not be there. Raises as `load_trained` does.
     """
     saved = runfolder.read_json(workdir / "config.json")
     for section in ("model", "lora", "vocab", "weights"):
@@ -59,7 +59,7 @@ def load_assembly(config: Config, workdir: Path) -> Assembly:
         vocab = Vocab.from_dict(runfolder.read_json(workdir / "vocab.json"))
     except VocabError as error:
         raise VocabError(f"{workdir / 'vocab.json'}: {error}") from None
-    return assemble(config, vocab)
+    return assemble(config, vocab, with_data=with_data)
 
 
 def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:

@@ -102,9 +102,13 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         return None
     from reasoning_jax import weights
 
-    loaded = weights.load(config.weights.path, param_dtype=config.model.param_dtype, mesh=mesh)
-    params, _ = weights.resize_vocab(loaded.params, loaded.config, assembly.vocab.size)
-    return params
+    loaded = weights.load(
+        config.weights.path,
+        param_dtype=config.model.param_dtype,
+        mesh=mesh,
+        vocab_rows=assembly.vocab.size,
+    )
+    return loaded.params
 
 
 def make_evaluate(

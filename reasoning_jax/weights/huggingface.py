@@ -263,12 +263,12 @@ def export(
             named = _tokenizer_config(tokenizer_json, ids, chat_template)
             _write_text(new / "tokenizer.json", tokenizer_json)
             _write_json(new / "tokenizer_config.json", named)
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
         _sync(folder.parent)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -129,7 +130,7 @@ def test_special_ids_and_template(tmp_path):
         eos_id=3, chat_template=model.chat_template,
     )  # fmt: skip
     again = weights.read_tokenizer(exported)
-    assert again == dataclasses.replace(files, bos_id=None, pad_id=None)
+    assert again == dataclasses.replace(files, bos_id=None, pad_id=None, rows=4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,7 +173,7 @@ def test_reading_a_config_does_not_import_jax():
     subprocess.run([sys.executable, "-c", code, str(GOLDEN / "llama")], check=True)
 
 
-def test_export_is_whole_or_absent(tmp_path):
+def test_export_is_whole_or_absent(tmp_path, monkeypatch):
     model = weights.load(GOLDEN / "llama")
     params = {**model.params, "unembedding": model.params["unembedding"][:, :5]}
     with pytest.raises(weights.WeightsError, match=r"unembedding has shape \(32, 5\)"):
@@ -185,6 +186,18 @@ def test_export_is_whole_or_absent(tmp_path):
         weights.export(folder, model.config, model.params)
     with pytest.raises(weights.WeightsError):
         weights.export(folder, model.config, params, overwrite=True)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+    def full_disk(path, target):
+        if path.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        weights.export(folder, model.config, model.params, overwrite=True)
+    monkeypatch.undo()
     assert (folder / "model.safetensors").read_bytes() == before
     (folder / "stale.txt").write_text("x")
     weights.export(folder, model.config, model.params, overwrite=True)
