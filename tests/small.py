@@ -8,6 +8,7 @@ import numpy as np
 
 from reasoning_jax import config as config_lib
 from reasoning_jax.config import ModelConfig
+from reasoning_jax.config_check import from_dict
 from reasoning_jax.model import spec, transformer
 
 LLAMA = ModelConfig(
@@ -60,4 +61,4 @@ def tiny_run(**sections):
             values[section].update(changes)
         else:
             values[section] = changes
-    return config_lib.from_dict(values)
+    return from_dict(values)

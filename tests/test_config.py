@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from reasoning_jax import config as C
+from reasoning_jax import config_check as K
 
 MAX_LINES = 6
 
@@ -49,13 +50,13 @@ def nested(changes):
 
 def config(**changes):
     """A Config from dotted keys, written with __ for the dot."""
-    return C.from_dict(nested({k.replace("__", "."): v for k, v in changes.items()}))
+    return K.from_dict(nested({k.replace("__", "."): v for k, v in changes.items()}))
 
 
 def refusal(changes):
     """The message by which dotted changes are refused; None if they are accepted."""
     try:
-        C.from_dict(nested(changes))
+        K.from_dict(nested(changes))
     except C.ConfigError as error:
         message = str(error)
         assert len(message.split("\n")) <= MAX_LINES
@@ -187,13 +188,13 @@ def test_a_section_that_is_none_is_refused(name):
 @pytest.mark.parametrize("values", [None, 3, [], "config", [("seed", 1)]])
 def test_what_is_no_dict_is_refused(values):
     with pytest.raises(C.ConfigError, match="dict of sections"):
-        C.from_dict(values)
+        K.from_dict(values)
 
 
 def test_keys_that_are_no_names_are_shown_in_one_line():
     for key in (3, None, "a\nb\nc\nd\ne\nf\ng\nh", "", "x" * 10_000, ("seed",), "\ud800"):
         with pytest.raises(C.ConfigError) as error:
-            C.from_dict({key: 1})
+            K.from_dict({key: 1})
         assert len(str(error.value).split("\n")) == 1
         assert len(str(error.value)) < 500
 
@@ -213,7 +214,7 @@ def test_any_value_is_shown_in_one_short_line():
 
 def test_task_dials_are_values_that_json_keeps():
     dials = {"name": "countdown", "b": [1, (2, "x")], "a": 0.5, "c": True, "d": None}
-    c = C.from_dict({"task": dials})
+    c = K.from_dict({"task": dials})
     assert c.task == C.TaskConfig(
         "countdown", (("a", 0.5), ("b", (1, (2, "x"))), ("c", True), ("d", None))
     )
@@ -225,7 +226,7 @@ def test_task_dials_are_values_that_json_keeps():
     for section in (3, None, "countdown", ["countdown"]):
         assert refusal({"task": section}).startswith("task must be a section")
     with pytest.raises(C.ConfigError, match="not a string"):
-        C.from_dict({"task": {1: 2, "1": 3}})
+        K.from_dict({"task": {1: 2, "1": 3}})
 
 
 # What does not fit together: changes, what is said of them, and a change that mends it.
@@ -359,7 +360,7 @@ def random_config(rng):
 
 def same_after_round_trips(c):
     text = json.dumps(C.to_dict(c), allow_nan=False)
-    return C.from_dict(C.to_dict(c)) == c == C.from_dict(json.loads(text))
+    return K.from_dict(C.to_dict(c)) == c == K.from_dict(json.loads(text))
 
 
 def test_valid_configs_are_accepted_and_come_back():
@@ -367,7 +368,7 @@ def test_valid_configs_are_accepted_and_come_back():
     seen = set()
     for _ in range(200):
         changes = random_config(rng)
-        c = C.from_dict(nested(changes))
+        c = K.from_dict(nested(changes))
         assert same_after_round_trips(c)
         for key in set(changes) & set(LEAVES):
             node = c
@@ -379,9 +380,9 @@ def test_valid_configs_are_accepted_and_come_back():
 
 
 def test_the_default_config_is_the_dataclass():
-    assert C.from_dict(C.default_config().to_dict()) == C.Config()
-    assert C.from_dict({}) == C.Config()
-    assert C.from_dict(C.to_dict(C.Config())) == C.Config()
+    assert K.from_dict(C.default_config().to_dict()) == C.Config()
+    assert K.from_dict({}) == C.Config()
+    assert K.from_dict(C.to_dict(C.Config())) == C.Config()
 
 
 ANYTHING = [
@@ -426,7 +427,7 @@ def test_mutated_configs_are_refused_in_few_words_or_come_back():
     for _ in range(2000):
         values = nested(random_config(rng))
         if rng.random() < 0.5:
-            values = C.to_dict(C.from_dict(values))
+            values = C.to_dict(K.from_dict(values))
         for _ in range(rng.choice([1, 1, 1, 2, 4])):
             # A key may be unhashable: no config then.
             try:
@@ -435,7 +436,7 @@ def test_mutated_configs_are_refused_in_few_words_or_come_back():
                 if "unhashable" not in str(error):
                     raise
         try:
-            c = C.from_dict(values)
+            c = K.from_dict(values)
         except C.ConfigError as error:
             lines = str(error).split("\n")
             assert 1 <= len(lines) <= MAX_LINES
@@ -462,9 +463,9 @@ def test_the_mesh_covers_the_devices_and_what_it_divides():
             )  # fmt: skip
             if why_not((data, fsdp, tensor), devices):
                 with pytest.raises(C.ConfigError):
-                    C.check_devices(c, model, devices)
+                    K.check_devices(c, model, devices)
                 continue
-            shape = C.check_devices(c, model, devices)
+            shape = K.check_devices(c, model, devices)
             checked += 1
             assert math.prod(shape) == devices
             assert all(want in (-1, got) for want, got in zip((data, fsdp, tensor), shape))
@@ -485,26 +486,26 @@ def why_not(wanted, devices):
 def test_devices_are_refused_in_words_that_help():
     model = C.ModelConfig()
     with pytest.raises(C.ConfigError, match=r"2 x 1 x 1 .* does not cover 8 devices.*product 8"):
-        C.check_devices(config(mesh__data=2), model, 8)
+        K.check_devices(config(mesh__data=2), model, 8)
     with pytest.raises(C.ConfigError, match=r"-1 x 3 x 1 .* does not cover 8 devices"):
-        C.check_devices(config(mesh__fsdp=3), model, 8)
+        K.check_devices(config(mesh__fsdp=3), model, 8)
     with pytest.raises(C.ConfigError, match=r"model.n_heads=4 .* mesh.tensor=8"):
-        C.check_devices(config(mesh__tensor=8), model, 8)
+        K.check_devices(config(mesh__tensor=8), model, 8)
     with pytest.raises(C.ConfigError, match=r"model.d_model=100 .*nearest legal: 88, 96, 104"):
-        C.check_devices(config(mesh__fsdp=8), dataclasses.replace(model, d_model=100), 8)
+        K.check_devices(config(mesh__fsdp=8), dataclasses.replace(model, d_model=100), 8)
     rows = config(train__batch_rows=20, optimizer__accumulate=2)
     with pytest.raises(C.ConfigError, match="divisible by data x fsdp") as error:
-        C.check_devices(rows, model, 8)
+        K.check_devices(rows, model, 8)
     legal = str(error.value).rpartition(": ")[2].split(", ")
     assert legal == ["16", "32", "48"]
     for n in legal:
         mended = config(train__batch_rows=int(n), optimizer__accumulate=2)
-        assert C.check_devices(mended, model, 8) == (8, 1, 1)
+        assert K.check_devices(mended, model, 8) == (8, 1, 1)
 
 
 def test_nearest_multiples():
     for value, factor in itertools.product(range(1, 40), range(1, 12)):
-        listed = [int(n) for n in C.nearest_multiples(value, factor).split(", ")]
+        listed = [int(n) for n in K.nearest_multiples(value, factor).split(", ")]
         assert listed == sorted(listed)
         multiples = sorted(range(factor, 600, factor), key=lambda m: (abs(m - value), m))
         assert listed == sorted(multiples[:3])
@@ -512,7 +513,7 @@ def test_nearest_multiples():
 
 def test_the_batch_tree_adds_up():
     c = config(train__batch_rows=48, optimizer__accumulate=2, data__seq_len=1000)
-    lines = C.batch_tree(c, (2, 3, 4)).split("\n")
+    lines = K.batch_tree(c, (2, 3, 4)).split("\n")
     assert "48 rows x 1000 = 48,000 positions" in lines[0]
     assert "2 part(s) of 24 rows" in lines[1]
     assert "4 rows (data 2 x fsdp 3; tensor 4 shares)" in lines[2]

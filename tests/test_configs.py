@@ -11,6 +11,7 @@ from reasoning_jax import config as config_lib
 from reasoning_jax.commands import train
 from reasoning_jax.commands.assemble import assemble, evaluation_items
 from reasoning_jax.config import ConfigError
+from reasoning_jax.config_check import from_dict
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 SMALL = {
@@ -19,7 +20,7 @@ SMALL = {
     "optimizer": {"warmup_steps": 0},
     "train": {"steps": 2, "batch_rows": 8, "log_every_steps": 1, "evaluate_every_steps": 0},
     "sampling": {"max_actions": 4},
-    "evaluate": {"problems": 4},
+    "evaluate": {"problems": 4, "batch_rows": 4},
 }  # fmt: skip
 # A value that is not the default, where it cannot be derived from it.
 OTHER = {"objective": "mle", "form": "text", "weights": "elsewhere"}
@@ -41,7 +42,7 @@ def config_of(path, arg="", sections=None):
     values = module(path).get_config(arg).to_dict()
     for section, changes in (sections or {}).items():
         values[section].update(changes)
-    return config_lib.from_dict(values)
+    return from_dict(values)
 
 
 def arguments(path, monkeypatch):
@@ -67,6 +68,17 @@ def other(name, default):
 
 def named(path):
     return pytest.param(path, id=path.stem, marks=pretrained.get(path.stem, ()))
+
+
+@pytest.fixture
+def quick_to_compile(monkeypatch):
+    """One device and code that is not optimised: compiling is most of a short run."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_the_shipped_configs_are_these():
@@ -120,11 +132,8 @@ def test_every_argument_assembles_at_full_size(path, monkeypatch):
 @pytest.mark.parametrize(
     "path", [p for p in FILES if p.stem not in pretrained], ids=lambda p: p.stem
 )
-def test_two_steps_of_a_small_version(path, tmp_path, monkeypatch):
+def test_two_steps_of_a_small_version(path, tmp_path, quick_to_compile):
     # Catches: anything that only a run finds, such as a pattern that matches no parameter.
-    device = jax.devices()[:1]  # compiles in a third of the time that eight take
-    monkeypatch.setattr(jax, "devices", lambda: device)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert train.train(config_of(path, sections=SMALL), tmp_path, [], quiet=True) == 0
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["split"]) for r in rows] == [
@@ -135,10 +144,10 @@ def test_two_steps_of_a_small_version(path, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @needs_smollm2
-def test_a_step_of_the_pretrained_model(tmp_path):
+def test_a_step_of_the_pretrained_model(tmp_path, quick_to_compile):
     (path,) = (p for p in FILES if p.stem == "smollm2_finetune")
     sections = {
-        "train": {"steps": 1, "batch_rows": 8},
+        "train": {"steps": 1},
         "optimizer": {"warmup_steps": 0},
         "sampling": {"max_actions": 2},
         "evaluate": {"problems": 2, "corrupt_tokens": 0},

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reasoning_jax import config as C
+from reasoning_jax import config_check as K
 from reasoning_jax import main, weights
 from reasoning_jax import vocab as V
 from reasoning_jax.commands import runfolder
@@ -235,7 +236,7 @@ def body(line):
 def tiny(arg=""):
     module = types.ModuleType("tiny")
     exec(TINY, module.__dict__)
-    return C.from_dict(module.get_config(arg).to_dict())
+    return K.from_dict(module.get_config(arg).to_dict())
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +256,7 @@ def places(tmp_path_factory):
         values = C.to_dict(config)
         for section in changes:
             values[section] |= changes[section]
-        runfolder.open_run(tmp / name, C.from_dict(values), [], vocab)
+        runfolder.open_run(tmp / name, K.from_dict(values), [], vocab)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
     (tmp / "nobody" / "checkpoints" / "3").mkdir()
@@ -306,7 +307,7 @@ def test_printed_configs_are_configs(results, places):
     def printed(name):
         code, out, err, started = results[name]
         assert (code, err, started) == (0, "", False)
-        return C.from_dict(json.loads(out))
+        return K.from_dict(json.loads(out))
 
     for shipped in CONFIGS.glob("*.py"):
         printed(shipped.stem)
@@ -316,10 +317,10 @@ def test_printed_configs_are_configs(results, places):
     plain["data"] |= {"with_steps": False, "answer_prefix": "### "}
     plain["evaluate"] |= {"samples_per_problem": 4, "pass_at_k": (1, 4)}
     plain["train"]["steps"] = 400
-    assert printed("print overridden") == C.from_dict(plain)
+    assert printed("print overridden") == K.from_dict(plain)
     plain = C.to_dict(tiny())
     plain["evaluate"]["problems"] = 3
-    assert printed("print of a run") == C.from_dict(plain)
+    assert printed("print of a run") == K.from_dict(plain)
     assert printed("last workdir") == tiny()
 
 
@@ -390,7 +391,7 @@ def test_a_run_from_end_to_end(tmp_path, capsys, places):
     assert code == 0, err
     assert "step 4/4" in out
     assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "4"]
-    config = C.from_dict(runfolder.read_json(run / "config.json"))
+    config = K.from_dict(runfolder.read_json(run / "config.json"))
     assert (config.seed, config.model.d_model) == (1, 16)
     assert runfolder.read_json(run / "overrides.json") == ["seed=1"]
     assert V.Vocab.from_dict(runfolder.read_json(run / "vocab.json")).backspace_id is not None

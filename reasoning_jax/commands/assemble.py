@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
-from reasoning_jax.config import (
-    COMPUTE_FIELDS,
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-)
+from reasoning_jax.config import COMPUTE_FIELDS, Config, ConfigError, DataConfig, ModelConfig
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.examples import Example, TaskSource, extract_answer
 from reasoning_jax.tasks import Task, make_task

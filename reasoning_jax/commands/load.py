@@ -10,7 +10,8 @@ import jax
 from reasoning_jax import sharding
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.assemble import Assembly, assemble
-from reasoning_jax.config import Config, ConfigError, check_devices
+from reasoning_jax.config import Config, ConfigError, to_dict
+from reasoning_jax.config_check import check_devices
 from reasoning_jax.model import spec
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from reasoning_jax.train.program import abstract_state, make_program
@@ -45,7 +46,7 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
     """
     saved = runfolder.read_json(workdir / "config.json")
     for section in ("model", "lora", "vocab", "weights"):
-        changed = runfolder.changed_keys(saved.get(section), runfolder.to_dict(config)[section])
+        changed = runfolder.changed_keys(saved.get(section), to_dict(config)[section])
         if changed:
             raise ConfigError(
                 f"{section}.{changed[0]} differs from the run in {workdir}; a checkpoint cannot be "

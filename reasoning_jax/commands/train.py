@@ -19,7 +19,8 @@ from reasoning_jax.commands.assemble import (
     evaluation_items,
     first_examples,
 )
-from reasoning_jax.config import Config, ObjectiveConfig, batch_tree, check_devices
+from reasoning_jax.config import Config, ObjectiveConfig, to_dict
+from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import SupervisedSource, fixed_batches
 from reasoning_jax.evaluate.accuracy import Evaluation, evaluate_items
@@ -60,7 +61,7 @@ def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool =
         )
         run = loop.Run(
             config, assembly.model, workdir, state, source, program.step,
-            make_evaluate(assembly, mesh, workdir), {"config": runfolder.to_dict(config)},
+            make_evaluate(assembly, mesh, workdir), {"config": to_dict(config)},
         )  # fmt: skip
         return loop.train(run, quiet)
 

@@ -130,7 +130,8 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         # Any: TFDS has no type for what `as_data_source` gives for one split.
-        self._data: Any = tfds.builder_from_directory(self.path).as_data_source(split)
+        folder: Any = tfds.builder_from_directory(self.path)
+        self._data: Any = folder.as_data_source(split)
 
     def __len__(self) -> int:
         return self._size
@@ -283,8 +284,9 @@ def _builder_class() -> Any:
 
     `generate(split, start, stop)` iterates over (index, features).
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
+    tfds: Any = tensorflow_datasets
     with tfds.core.registered.skip_registration():
 
         class TaskBuilder(tfds.core.ShardBasedBuilder):

@@ -118,7 +118,8 @@ class SupervisedSource:
         if pack_examples:
             T = encoder.data.seq_len
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_rows)
-            mine = grain.MapDataset.source(stream)[index::count]
+            random_access: Any = stream
+            mine = grain.MapDataset.source(random_access)[index::count]
             packed = grain.experimental.FirstFitPackIterDataset(
                 mine.to_iter_dataset(options),
                 length_struct={name: T for name in _FIELDS},
@@ -128,7 +129,8 @@ class SupervisedSource:
         else:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
             padded = _PaddedBatches(stream, batch_rows, index, count)
-            batches = grain.MapDataset.source(padded).to_iter_dataset(options)
+            random_access: Any = padded
+            batches = grain.MapDataset.source(random_access).to_iter_dataset(options)
         self._iterator = iter(batches)
 
     def next(self, state: Any = None) -> Batch:

@@ -6,6 +6,7 @@ last tokens of a row is writing a smaller integer (`rewind`), and rows of one ba
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -51,7 +52,7 @@ def init_cache(config: ModelConfig, batch: int, slots: int, batch_axis: Any = No
 
 def rewind(cache: Cache, length: Int[Array, " B"]) -> Cache:
     """The cache with its rows cut to `length` [B] slots; nothing is moved."""
-    return cache.replace(length=length)
+    return dataclasses.replace(cache, length=length)
 
 
 def write_layer(

@@ -208,7 +208,8 @@ def apply(
             jnp.where(index == layer_no, x, s) for s, layer_no in zip(states, capture_states)
         )
         weights = tuple(
-            jnp.where(index == layer_no, probs, w) for w, layer_no in zip(weights, capture_weights)
+            w if probs is None else jnp.where(index == layer_no, probs, w)
+            for w, layer_no in zip(weights, capture_weights)
         )
         return (x, keys, values, states, weights), None
 

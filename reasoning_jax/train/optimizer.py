@@ -75,6 +75,14 @@ def make_optimizer(
     decayed: Mask = {path: path not in undecayed for path in shapes}
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     lr = optax.scale_by_learning_rate(schedule)
+
+    def muon_dimensions(params: Any) -> Any:
+        # The other group's parameters are masked nodes, not leaves.
+        return {path: _muon_dimensions(path) or p for path, p in params.items()}
+
+    def decayed_of(params: Any) -> Any:
+        return {path: decayed[path] for path in params}
+
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     rules: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adamw": lambda: optax.chain(adam, decay, lr),
@@ -89,10 +97,7 @@ def make_optimizer(
                     _in_auto_mode(
                         contrib.scale_by_muon(
                             beta=config.b1,
-                            # The other group's parameters are masked nodes, not leaves.
-                            weight_dimension_numbers=lambda params: {
-                                path: _muon_dimensions(path) or p for path, p in params.items()
-                            },
+                            weight_dimension_numbers=muon_dimensions,
                         )
                     ),
                     optax.add_decayed_weights(config.weight_decay),
@@ -102,7 +107,7 @@ def make_optimizer(
                     adam,
                     optax.add_decayed_weights(
                         config.weight_decay,
-                        mask=lambda params: {path: decayed[path] for path in params},
+                        mask=decayed_of,
                     ),
                     lr,
                 ),
@@ -124,7 +129,7 @@ def _in_auto_mode(tx: optax.GradientTransformation) -> optax.GradientTransformat
         if not sharding.has_mesh():
             return tx.update(updates, state, params)
         specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
-        automatic = jax.sharding.auto_axes(tx.update, out_sharding=specs)
+        automatic: Any = jax.sharding.auto_axes(tx.update, out_sharding=specs)
         return automatic(updates, state, params)
 
     return optax.GradientTransformation(tx.init, update)

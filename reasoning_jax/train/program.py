@@ -95,13 +95,13 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
 def plan_memory(program: Program, mesh: jax.sharding.Mesh) -> dict[str, int]:
     """Bytes per device: parameters, optimizer, batch, and what the compiled step adds to them."""
     state, batch = abstract_state(program, mesh), abstract_batch(program.config, mesh)
-    compiled = jax.jit(program.step, donate_argnums=0).lower(state, batch).compile()
-    temporary = compiled.memory_analysis().temp_size_in_bytes
+    step: Any = program.step
+    memory = step.lower(state, batch).compile().memory_analysis()
     return {
         "parameters": _bytes_per_device(state.params),
         "optimizer": _bytes_per_device(state.opt_state),
         "batch": _bytes_per_device(batch),
-        "temporaries of the step": int(temporary),
+        "temporaries of the step": int(memory.temp_size_in_bytes),
     }
 
 

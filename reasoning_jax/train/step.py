@@ -50,12 +50,12 @@ def make_train_step(
         count = jnp.maximum(metrics["loss"].count, 1.0)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trained_params)
-        trained_params = optax.apply_updates(trained_params, updates)
+        new: Any = optax.apply_updates(trained_params, updates)
         one = jnp.float32(1)
         metrics["tokens"] = Sum(metrics["tokens"].value, one)
         metrics["grad_norm"] = Sum(optax.tree.norm(grads).astype(jnp.float32), one)
         metrics["learning_rate"] = Sum(jnp.asarray(schedule(state.step), jnp.float32), one)
-        params = join(dict(trained_params), frozen)
+        params = join(new, frozen)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,284 @@
+"""From nested dicts to a checked `Config`: types, ranges, rules between keys, and the batch tree.
+
+`from_dict` refuses whatever is misspelt, of the wrong type, out of range, or does not fit together,
+in words that name key, value and rule. `check_devices` does what needs the number of devices. No
+JAX backend is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reasoning_jax.config import (
+    ARCHITECTURE_FIELDS,
+    SHOWN,
+    Config,
+    ConfigError,
+    EvaluateConfig,
+    ModelConfig,
+    TaskConfig,
+    article,
+    as_tuple,
+    int_hint,
+    nearest_name,
+    show,
+)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`, checking each key's name, type and range, then `validate`.
+
+    Raises:
+      ConfigError
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a config is a dict of sections, got {show(values)}")
+    rest = {name: value for name, value in values.items() if name != "task"}
+    config = dataclasses.replace(_build(Config, rest, ""), task=_task(values.get("task", {})))
+    validate(config)
+    return config
+
+
+def _task(section: Any) -> TaskConfig:
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"task must be a section with a name, got {show(section)}")
+    dials = {}
+    for key, value in section.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"task has a key that is not a string: {show(key)}")
+        if key != "name":
+            dials[key] = _dial(f"task.{key}", value)
+    name = _checked("task.name", section.get("name", TaskConfig.name), str, {})
+    return TaskConfig(name, tuple(sorted(dials.items())))
+
+
+def _dial(key: str, value: Any) -> Any:
+    """A task's dial: its range is the task's business, its type must survive JSON."""
+    if isinstance(value, list | tuple):
+        return tuple(_dial(f"{key}[{i}]", v) for i, v in enumerate(value))
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise ConfigError(
+            f"{key} must be true or false, a number, a string or a tuple of these, got "
+            f"{show(value)} ({type(value).__name__})"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} must be finite, got {value!r}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{key} must fit into 64 bits, got {show(value)}")
+    return value
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix[:-1]} must be a section, got {show(values)}")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            text = name if isinstance(name, str) and name.isidentifier() else show(name)
+            raise ConfigError(f"unknown key {prefix}{text[:SHOWN]}{nearest_name(text, hints)}")
+    arguments = {}
+    for f in dataclasses.fields(cls):
+        if f.name not in values:
+            continue
+        key, value = prefix + f.name, values[f.name]
+        if dataclasses.is_dataclass(hints[f.name]):
+            arguments[f.name] = _build(hints[f.name], value, key + ".")
+        else:
+            arguments[f.name] = _checked(key, value, hints[f.name], f.metadata)
+    return cls(**arguments)
+
+
+def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
+    """`value` as `kind` (int -> float is the only conversion), inside its range or choices."""
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        value = as_tuple(value)
+        element = typing.get_args(kind)[0]
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{key} must be a tuple of {element.__name__}, got {show(value)}")
+        return tuple(_checked(f"{key}[{i}]", v, element, {}) for i, v in enumerate(value))
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if type(value) is not kind:
+        got = f"{show(value)} ({type(value).__name__})"
+        raise ConfigError(
+            f"{key} must be {article(kind.__name__)}, got {got}{int_hint(kind, value)}"
+        )
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{key} must be finite, got {value!r}")
+    low, high, above, below = (rules.get(name) for name in ("low", "high", "above", "below"))
+    if low is not None and value < low:
+        raise ConfigError(f"{key} must be >= {low}, got {show(value)}; the nearest legal is {low}")
+    if high is not None and value > high:
+        raise ConfigError(
+            f"{key} must be <= {high}, got {show(value)}; the nearest legal is {high}"
+        )
+    if above is not None and value <= above:
+        raise ConfigError(f"{key} must be above {above}, got {show(value)}")
+    if below is not None and value >= below:
+        raise ConfigError(f"{key} must be below {below}, got {show(value)}")
+    choices = rules.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(
+            f"{key} must be one of {', '.join(choices)}; got {show(value)}"
+            f"{nearest_name(value, choices)}"
+        )
+    return value
+
+
+def validate(config: Config) -> None:
+    """Refuse a configuration whose parts do not fit together.
+
+    Raises:
+      ConfigError
+    """
+    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    if config.weights.path:
+        for name in ARCHITECTURE_FIELDS:
+            if getattr(model, name) != getattr(ModelConfig(), name):
+                raise ConfigError(
+                    f"model.{name} is read from weights.path={config.weights.path!r} and cannot be "
+                    f"set to {getattr(model, name)!r}; remove one of the two"
+                )
+    else:
+        _check_architecture(model)
+        if config.vocab.kind == "weights":
+            raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
+    if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):
+        raise ConfigError(
+            'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '
+            f"kind={config.vocab.kind!r}, path={config.vocab.path!r}"
+        )
+    if (data.source == "task") != (not data.path):
+        raise ConfigError(
+            'data.path goes with data.source="jsonl" or "tfds"; got '
+            f"source={data.source!r}, path={data.path!r}"
+        )
+    if data.validation_path and data.source != "jsonl":
+        raise ConfigError(
+            'data.validation_path goes with data.source="jsonl"; got '
+            f"source={data.source!r}, validation_path={data.validation_path!r}"
+        )
+    if config.noise.rate > 0 and config.objective.name == "mle":
+        raise ConfigError(
+            f'noise.rate={config.noise.rate} has no effect on objective.name="mle"; set noise.rate '
+            'to 0, or the objective to "bc"'
+        )
+    if config.noise.rate > 0 and not config.vocab.backspace:
+        raise ConfigError(
+            f"noise.rate={config.noise.rate} needs a vocabulary with <backspace>; set "
+            "vocab.backspace=True or noise.rate=0"
+        )
+    if config.objective.layout == "p2" and config.objective.name != "bc":
+        raise ConfigError('objective.layout="p2" needs backspaces; use it with objective.name="bc"')
+    if train.batch_rows % optimizer.accumulate:
+        raise ConfigError(
+            f"train.batch_rows={train.batch_rows} is not divisible by optimizer.accumulate="
+            f"{optimizer.accumulate}; nearest legal: "
+            f"{nearest_multiples(train.batch_rows, optimizer.accumulate)}"
+        )
+    if optimizer.warmup_steps >= train.steps and optimizer.warmup_steps > 0:
+        raise ConfigError(
+            f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps="
+            f"{train.steps}"
+        )
+    if config.lora.train_also and not config.lora.rank:
+        raise ConfigError(
+            f"lora.train_also={config.lora.train_also} has no effect with lora.rank=0; set a rank, "
+            "or use optimizer.freeze"
+        )
+    if config.lora.rank and optimizer.freeze:
+        raise ConfigError("lora.rank > 0 already freezes the base; use lora.train_also, not freeze")
+    _check_evaluate(config.evaluate)
+    if (config.mesh.data, config.mesh.fsdp, config.mesh.tensor).count(-1) > 1:
+        raise ConfigError(f"at most one mesh axis may be -1, got {config.mesh}")
+    for name in ("data", "fsdp", "tensor"):
+        if getattr(config.mesh, name) == 0:
+            raise ConfigError(f"mesh.{name} must be -1 or >= 1, got 0")
+
+
+def _check_architecture(model: ModelConfig) -> None:
+    if model.n_heads % model.n_kv_heads:
+        n = model.n_heads
+        small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+        legal = sorted({*small, *(n // k for k in small)}, key=lambda k: abs(k - model.n_kv_heads))
+        raise ConfigError(
+            f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={n}; nearest "
+            f"legal: {', '.join(map(str, sorted(legal[:3])))}"
+        )
+    if model.position == "rope" and model.head_dim % 2:
+        raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")
+    if model.rope_high_frequency <= model.rope_low_frequency:
+        raise ConfigError("model.rope_high_frequency must be above model.rope_low_frequency")
+
+
+def _check_evaluate(evaluate: EvaluateConfig) -> None:
+    for k in evaluate.pass_at_k:
+        if not 1 <= k <= evaluate.samples_per_problem:
+            raise ConfigError(
+                f"evaluate.pass_at_k={evaluate.pass_at_k}: every k must be between 1 and "
+                f"evaluate.samples_per_problem={evaluate.samples_per_problem}"
+            )
+
+
+def check_devices(config: Config, model: ModelConfig, devices: int) -> tuple[int, int, int]:
+    """The mesh shape on `devices` devices. Refuses what does not divide, with legal values.
+
+    Raises:
+      ConfigError
+    """
+    shape = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
+    known = math.prod(n for n in shape if n != -1)
+    if -1 in shape and devices % known == 0:
+        shape[shape.index(-1)] = devices // known
+    if math.prod(shape) != devices or -1 in shape:
+        raise ConfigError(
+            f"mesh {config.mesh.data} x {config.mesh.fsdp} x {config.mesh.tensor} (data x fsdp x "
+            f"tensor) does not cover {devices} devices; make the product {devices}, or one axis -1"
+        )
+    data, fsdp, tensor = shape
+    split = data * fsdp
+    micro = config.train.batch_rows // config.optimizer.accumulate
+    if micro % split:
+        raise ConfigError(
+            f"train.batch_rows / optimizer.accumulate = {micro} is not divisible by data x fsdp = "
+            f"{split}; nearest legal train.batch_rows: "
+            f"{nearest_multiples(config.train.batch_rows, split * config.optimizer.accumulate)}"
+        )
+    for name, parts in (("n_heads", tensor), ("n_kv_heads", tensor), ("d_ff", tensor)):
+        if getattr(model, name) % parts:
+            raise ConfigError(
+                f"model.{name}={getattr(model, name)} is not divisible by mesh.tensor={parts}"
+            )
+    if model.d_model % fsdp:
+        raise ConfigError(
+            f"model.d_model={model.d_model} is not divisible by mesh.fsdp={fsdp}; nearest legal: "
+            f"{nearest_multiples(model.d_model, fsdp)}"
+        )
+    return data, fsdp, tensor
+
+
+def batch_tree(config: Config, mesh_shape: Sequence[int]) -> str:
+    """How the global batch divides, one line a level."""
+    data, fsdp, tensor = mesh_shape
+    rows, parts = config.train.batch_rows, config.optimizer.accumulate
+    per_device = rows // parts // (data * fsdp)
+    lines = [
+        f"global batch     {rows} rows x {config.data.seq_len} = {rows * config.data.seq_len:,} "
+        "positions a step",
+        f"  accumulation   {parts} part(s) of {rows // parts} rows",
+        f"    per device   {per_device} rows (data {data} x fsdp {fsdp}; tensor {tensor} shares)",
+    ]
+    return "\n".join(lines)
+
+
+def nearest_multiples(value: int, factor: int, count: int = 3) -> str:
+    """The `count` positive multiples of `factor` nearest to `value`, as text."""
+    base = max(1, value // factor)
+    near = sorted({factor * max(1, base + i) for i in range(-count, count + 1)})
+    chosen = sorted(sorted(near, key=lambda m: (abs(m - value), m))[:count])
+    return ", ".join(map(str, chosen))
