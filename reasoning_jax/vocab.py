@@ -194,6 +194,11 @@ class TokenizerCodec:
     def size(self) -> int:
         return self._size
 
+    def begins_with(self, i: int | None) -> bool:
+        """Whether the tokenizer itself puts special id `i` before every text (as a <bos>)."""
+        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return i is not None and ids[:1] == [i]
+
     def special_ids(self) -> dict[str, int]:
         """The tokenizer's own special tokens by their literal."""
         added = self._tokenizer.get_added_tokens_decoder()

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
-from reasoning_jax.config import COMPUTE_FIELDS, Config, ConfigError, DataConfig, ModelConfig
+from reasoning_jax.config import (
+    COMPUTE_FIELDS,
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    SamplingConfig,
+)
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.examples import Example, TaskSource, extract_answer
 from reasoning_jax.tasks import Task, make_task
@@ -109,6 +116,17 @@ def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
     return TaskSource(task, split, size, with_steps=data.with_steps)
 
 
+def check_room(model: ModelConfig, sampling: SamplingConfig, prompt_tokens: int) -> None:
+    """Refuse what would need more positions than a model with learned ones has."""
+    more = min(sampling.max_actions, sampling.max_new_tokens or sampling.max_actions)
+    if model.position == "learned" and prompt_tokens + more > model.max_positions:
+        raise ConfigError(
+            f"a prompt of {prompt_tokens} tokens and {more} new ones are beyond the "
+            f"{model.max_positions} positions of the model; shorten the prompt or lower "
+            "--config.sampling.max_new_tokens"
+        )
+
+
 def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
     """What corrupted prefixes are made of: the task's units where each is one token, else text."""
     units = task.noise_units() if task is not None else ()
@@ -144,9 +162,10 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
                 'vocab.kind="weights" needs; put it beside the weights'
             )
         codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
+        bos_id = tokenizer.bos_id if codec.begins_with(tokenizer.bos_id) else None
         return vocabularies.extend_pretrained(
-            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
-            **options,
+            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, bos_id=bos_id,
+            pad_id=tokenizer.pad_id, **options,
         )  # fmt: skip
     if config.weights.path:
         raise ConfigError(
@@ -229,7 +248,11 @@ def _matches(answer: str, prefix: str, text: str) -> bool:
 
 
 def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
-    """The first `count` examples of a split as items of `evaluate.accuracy`."""
+    """The first `count` examples of a split as items of `evaluate.accuracy`.
+
+    Raises:
+      ConfigError: learned positions leave no room for a prompt and its completion.
+    """
     from reasoning_jax.evaluate.accuracy import EvaluationItem
 
     source = assembly.examples(split)
@@ -238,6 +261,7 @@ def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
     for i in range(min(count, len(source))):
         example = source[i]
         prompt, response = encoder.render(example)
+        check_room(assembly.model, assembly.config.sampling, len(encoder.prompt_ids(prompt)))
         items.append(
             EvaluationItem(
                 tuple(encoder.prompt_ids(prompt)),

@@ -15,7 +15,6 @@ from reasoning_jax.config_check import check_devices
 from reasoning_jax.model import spec
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from reasoning_jax.train.program import abstract_state, make_program
-from reasoning_jax.vocab import Vocab, VocabError
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,7 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
         raise CheckpointError(
             f"{workdir / 'checkpoints'} does not exist; the run has saved nothing"
         )
-    try:
-        vocab = Vocab.from_dict(runfolder.read_json(workdir / "vocab.json"))
-    except VocabError as error:
-        raise VocabError(f"{workdir / 'vocab.json'}: {error}") from None
-    return assemble(config, vocab, with_data=with_data)
+    return assemble(config, runfolder.read_vocab(workdir), with_data=with_data)
 
 
 def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_jax.config import Config, ConfigError, to_dict
-from reasoning_jax.vocab import Vocab
+from reasoning_jax.config_check import from_dict
+from reasoning_jax.vocab import Vocab, VocabError
 
 # What may differ between a run and its continuation; everything else decides the result.
 _MAY_CHANGE = ("train", "evaluate", "sampling", "mesh")
@@ -60,7 +62,12 @@ def check_same_run(workdir: Path, config: Config) -> None:
                 "another --workdir"
             )
         return
-    changed = changed_keys(read_json(workdir / "config.json"), to_dict(config))
+    before = read_json(workdir / "config.json")
+    # Keys that an older version did not have take their defaults. What is illegal in it now is
+    # compared as it stands, and differs.
+    with contextlib.suppress(ConfigError):
+        before = to_dict(from_dict(before))
+    changed = changed_keys(before, to_dict(config))
     fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE or c in _FIXED]
     if fixed:
         raise ConfigError(
@@ -85,10 +92,27 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
 
 
+def read_vocab(workdir: Path) -> Vocab:
+    """The vocabulary of a run. Raises ConfigError or VocabError naming the file."""
+    path = workdir / "vocab.json"
+    values = read_json(path)
+    try:
+        return Vocab.from_dict(values)
+    except VocabError as error:
+        raise VocabError(f"{path}: {error}") from None
+
+
 def write_environment(workdir: Path) -> None:
-    """`env.json`: where, when, with what and on which devices this run was started."""
+    """`env.json`: where, when, with what and on which devices this run was started.
+
+    A continued run keeps the starts before this one under `earlier_starts`.
+    """
     import jax
 
+    earlier: list[Any] = []
+    if (workdir / "env.json").exists():
+        last = read_json(workdir / "env.json")
+        earlier = [*last.pop("earlier_starts", []), last]
     write_json(
         workdir / "env.json",
         {
@@ -101,6 +125,7 @@ def write_environment(workdir: Path) -> None:
             "device_count": jax.device_count(),
             "process_count": jax.process_count(),
             **{name: _version(name) for name in (*_PACKAGES, "reasoning-jax")},
+            **({"earlier_starts": earlier} if earlier else {}),
         },
     )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import jax
 
+from reasoning_jax.commands.assemble import check_room
 from reasoning_jax.commands.load import load_assembly, restore
-from reasoning_jax.config import Config, ConfigError, ModelConfig, SamplingConfig
+from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.evaluate.accuracy import Completion, Prompt, complete
 from reasoning_jax.train.state import adapters
 from reasoning_jax.vocab import Vocab
@@ -26,7 +27,7 @@ def sample(
     assembly = load_assembly(config, workdir, with_data=False)
     suffix = config.data.question_suffix
     encoded = [assembly.encoder.prompt_ids(p + suffix) for p in prompts]
-    _check_room(assembly.model, config.sampling, max(map(len, encoded)))
+    check_room(assembly.model, config.sampling, max(map(len, encoded)))
     trained = restore(assembly, workdir, step)
     rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded for _ in range(samples)]
     with jax.set_mesh(trained.mesh):
@@ -41,17 +42,6 @@ def sample(
         end = " (cut off at the limit)" if completion.truncated else ""
         print(f"{printable(prompts[i // samples] + suffix)}{shown}{end}")
     return 0
-
-
-def _check_room(model: ModelConfig, sampling: SamplingConfig, prompt_tokens: int) -> None:
-    """Refuse what would need more positions than a model with learned ones has."""
-    more = min(sampling.max_actions, sampling.max_new_tokens or sampling.max_actions)
-    if model.position == "learned" and prompt_tokens + more > model.max_positions:
-        raise ConfigError(
-            f"a prompt of {prompt_tokens} tokens and {more} new ones are beyond the "
-            f"{model.max_positions} positions of the model; shorten the prompt or lower "
-            "--config.sampling.max_new_tokens"
-        )
 
 
 def strike_out(completion: Completion, vocab: Vocab, colour: bool) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -23,11 +22,12 @@ from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import SupervisedSource, fixed_batches
-from reasoning_jax.evaluate.accuracy import Evaluation, evaluate_items
+from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.model import spec
 from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
+from reasoning_jax.vocab import Vocab
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -129,6 +129,7 @@ def make_evaluate(
         Batch(**{n: jax.device_put(x, sharding.batch_sharding(mesh)) for n, x in b.items()})
         for b in fixed_batches(examples, clean_encoder(assembly.encoder), rows, config.seed)
     ]
+    items = evaluation_items(assembly, config.evaluate.split, count)
     clean_loss = jax.jit(
         losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.vocab.backspace_id)
     )
@@ -136,20 +137,25 @@ def make_evaluate(
     def evaluate(state: states.TrainState) -> dict[str, float]:
         adapters = states.adapters(state.params, config)
         scalars = loop.validation_loss(clean_loss, state, placed, adapters)
-        result = run_evaluation(assembly, mesh, state.params)
+        result = run_evaluation(assembly, mesh, state.params, items)
         write_evaluation(workdir, int(state.step), config.evaluate.split, result)
         return {**scalars, **{n: m.to_dict()["value"] for n, m in result.metrics.items()}}
 
     return evaluate
 
 
-def run_evaluation(assembly: Assembly, mesh: jax.sharding.Mesh, params: spec.Params) -> Evaluation:
+def run_evaluation(
+    assembly: Assembly,
+    mesh: jax.sharding.Mesh,
+    params: spec.Params,
+    items: Sequence[EvaluationItem],
+) -> Evaluation:
     """All measures of `evaluate.accuracy` for given parameters. Depends on the seed alone."""
     config = assembly.config
     e = config.evaluate
     return evaluate_items(
         params["model"], states.adapters(params, config), assembly.model, assembly.vocab,
-        config.sampling, evaluation_items(assembly, e.split, e.problems),
+        config.sampling, items,
         samples_per_problem=e.samples_per_problem, ks=e.pass_at_k,
         corrupt_tokens=e.corrupt_tokens,
         corrupt_ids=corruption_ids(assembly.vocab, assembly.task),
@@ -173,8 +179,5 @@ def write_evaluation(workdir: Path, step: int, split: str, result: Evaluation) -
     (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _saved_vocab(workdir: Path) -> Any:
-    from reasoning_jax.vocab import Vocab
-
-    path = workdir / "vocab.json"
-    return Vocab.from_dict(runfolder.read_json(path)) if path.exists() else None
+def _saved_vocab(workdir: Path) -> Vocab | None:
+    return runfolder.read_vocab(workdir) if (workdir / "config.json").exists() else None
