@@ -262,6 +262,24 @@ def test_a_model_that_doubts_for_ever_is_cut_off(mesh):
     (sample, *_) = result.samples
     assert sample["text"] == "3"
     assert [a["forced"] for a in sample["actions"]] == [False] * 5 + [True]
+    # One that ends of itself at the limit is not cut off.
+    counts = {EQUALS: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: EOS, None: BACK}
+    result = evaluate(counts, mesh, items(answer="12345"), corrupt_tokens=0)
+    assert (values(result)["exact_match"], values(result)["truncated"]) == (1, 0)
+
+
+def test_completions_are_judged_as_answers_to_their_own_problem(mesh):
+    # Catches: samples dealt to problems in the wrong order, or saved beside another problem.
+    chosen = [dataclasses.replace(item, prompt=item.prompt[:2]) for item in items(4, "3")]
+    result = evaluate(
+        {0: 3, 1: 4, None: EOS}, mesh, chosen, samples_per_problem=3, corrupt_tokens=0
+    )
+    assert result.metrics["exact_match"].values == [1, 0, 0, 1]
+    assert [(s["question"], s["text"]) for s in result.samples] == [
+        ("0", "3"),
+        ("1", "4"),
+        ("2", ""),
+    ]
 
 
 def test_means_are_over_problems_and_pass_at_k_over_their_samples(mesh):
@@ -317,22 +335,24 @@ def test_a_record_replays_to_its_text(name, whole, monkeypatch, mesh):
     the prompt.
     """
     vocab, question, texts = TEXTS[name]
-    rng = np.random.default_rng(0)
+    rng, seen = np.random.default_rng(0), []
 
     def scripted(params, lora, config, vocab, sampling, prompts, *rest):
         done = []
         for prompt in prompts:
-            actions = []
+            before = len(prompt.ids) - 1 - prompt.floor
+            actions = [vocab.backspace_id] * (rng.random() < 0.3) * before
             for _ in range(rng.integers(0, 7)):
                 ids = vocab.encode(texts[rng.integers(len(texts))])
                 ids = ids if whole else [ids[rng.integers(len(ids))]]
                 erased = len(ids) if whole else 1
                 actions += [*ids, *[vocab.backspace_id] * (rng.random() < 0.4) * erased]
             plain = [oracle.BK if a == vocab.backspace_id else a for a in actions]
-            left = oracle.states(prompt.ids[0], [*prompt.ids[1:], *plain], prompt.floor)[-1]
+            stacks = oracle.states(prompt.ids[0], [*prompt.ids[1:], *plain], prompt.floor)
+            states = [vocab.decode(stack[prompt.floor + 1 :]) for stack in stacks]
+            seen.append([*states[len(prompt.ids) :], states[-1]])
             actions.append(vocab.eos_id)
-            text = vocab.decode(left[prompt.floor + 1 :])
-            n = len(actions)
+            n, text = len(actions), states[-1]
             done.append(Completion(prompt, actions, [-1.0] * n, [False] * n, text, False))
         return done
 
@@ -350,8 +370,10 @@ def test_a_record_replays_to_its_text(name, whole, monkeypatch, mesh):
         key=jax.random.key(0), seed=0, mesh=mesh,
     )  # fmt: skip
     assert {s["kind"] for s in result.samples} == {"clean", "corrupted"}
-    for s in result.samples:
+    for s, states in zip(result.samples, seen, strict=True):
         assert s["question"] == question
-        assert replay(s["actions"], s["deletable"])[-1] == s["text"]
+        replayed = replay(s["actions"], s["deletable"])
+        assert replayed[-1] == s["text"]
+        assert replayed == states or name == "byte"
         # Where half a character stands in the prompt and half is written, it is shown as written.
         assert s["prompt"].endswith("".join(s["deletable"])) or (name, whole) == ("byte", False)
