@@ -116,7 +116,8 @@ def test_every_argument_changes_the_run(path, monkeypatch):
 def test_every_argument_assembles_at_full_size(path, monkeypatch):
     """The examples fit the positions, and their own answers are judged right.
 
-    Catches: a seq_len that only the default fits, an answer prefix that the task does not write.
+    Catches: a seq_len that only the default fits, no answer prefix where there are steps, a limit
+    on actions below what an answer takes.
     """
     for name, value in {"": "", **arguments(path, monkeypatch)}.items():
         if name in ("seed", "weights", "steps"):

@@ -1,0 +1,56 @@
+"""Each command of the README's list runs, shrunk, in the order in which it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from reasoning_jax import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^rj (.+)$", README, flags=re.MULTILINE)
+# What a stranger would wait for is cut down; what the commands do is not.
+SHRUNK = {
+    "train": [
+        "--config.train.steps=4", "--config.optimizer.warmup_steps=1",
+        "--config.train.evaluate_every_steps=0", "--config.train.batch_rows=8",
+        "--config.evaluate.problems=4",
+    ],
+    "evaluate": ["--config.evaluate.problems=4"],
+}  # fmt: skip
+
+
+def run(command, folder):
+    words = shlex.split(command.replace("runs/", f"{folder}/"))
+    return main.run(["reasoning-jax", *words, *SHRUNK.get(words[0], [])])
+
+
+def test_the_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    # The second run of the report line is what `make quickstart` leaves.
+    quick = "train --config=configs/quickstart.py:objective=bc --workdir=runs/quickstart/bc"
+    assert run(quick, tmp_path) == 0
+    small = [c for c in COMMANDS if "smollm2" not in c]
+    assert len(small) == len(COMMANDS) - 1
+    for command in small:
+        assert run(command, tmp_path) == 0, (command, capsys.readouterr().err)
+    assert (tmp_path / "compare.html").stat().st_size > 10_000
+    assert (tmp_path / "deep" / "exported" / "config.json").exists()
+    assert "27+58=" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_real_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (command,) = [c for c in COMMANDS if "smollm2" in c]
+    assert run(command, tmp_path) == 0
+
+
+def test_make_targets_and_files_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make (\w+)`", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for link in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
