@@ -213,7 +213,7 @@ def _words(config: Config, task: Task | None) -> tuple[str, ...]:
 
 
 def _all_text(config: Config) -> Any:
-    for split in ("train", "validation"):
+    for split in sorted({"train", "validation", config.evaluate.split}):
         source = open_source(config.data, None, split)
         for i in range(len(source)):
             example = source[i]
@@ -261,11 +261,15 @@ def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
     for i in range(min(count, len(source))):
         example = source[i]
         prompt, response = encoder.render(example)
-        check_room(assembly.model, assembly.config.sampling, len(encoder.prompt_ids(prompt)))
+        prompt_ids, response_ids = encoder.prompt_ids(prompt), encoder.response_ids(response)
+        wrong = assembly.config.evaluate.corrupt_tokens
+        # The longest corrupted prompt: all of the response but <eos>, and the wrong tokens.
+        longest = len(prompt_ids) + (len(response_ids) - 1 + wrong if wrong else 0)
+        check_room(assembly.model, assembly.config.sampling, longest)
         items.append(
             EvaluationItem(
-                tuple(encoder.prompt_ids(prompt)),
-                tuple(encoder.response_ids(response)),
+                tuple(prompt_ids),
+                tuple(response_ids),
                 example.difficulty,
                 assembly.judge(source, i),
             )

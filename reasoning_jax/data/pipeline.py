@@ -8,6 +8,7 @@ example.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,11 +18,14 @@ import jax
 import numpy as np
 
 from reasoning_jax import sharding
+from reasoning_jax.config import ConfigError
 from reasoning_jax.data.batch import Batch, Encoder, padded
 from reasoning_jax.data.examples import Example
 
 # Rounds of the index permutation; fewer than 4 leave visible structure.
 _SHUFFLE_ROUNDS = 4
+# Up to here a permutation is kept in memory: the index cipher is slow for few indices.
+_SHUFFLE_IN_MEMORY = 1 << 16
 _FIELDS = ("actions", "labels", "weights", "floor", "noised")
 
 
@@ -47,6 +51,21 @@ class BatchSource(Protocol):
     def restore(self, place: dict[str, Any]) -> None: ...
 
 
+def _shuffled(seed: int, epoch: int, place: int, n: int) -> int:
+    """Where a place of an epoch's order points, of n examples: a permutation, new every epoch."""
+    if n <= _SHUFFLE_IN_MEMORY:
+        return int(_permutation(seed, epoch, n)[place])
+    order_seed = (seed * 1_000_003 + epoch) % (1 << 32)
+    return grain.experimental.index_shuffle(
+        place, max_index=n - 1, seed=order_seed, rounds=_SHUFFLE_ROUNDS
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
 @dataclasses.dataclass(frozen=True)
 class Stream:
     """The endless stream of encoded examples, by position: shuffled anew in every epoch.
@@ -66,10 +85,7 @@ class Stream:
         position = operator.index(position)
         n = len(self.examples)
         epoch, place = divmod(position, n)
-        order_seed = (self.seed * 1_000_003 + epoch) % (1 << 32)
-        index = grain.experimental.index_shuffle(
-            place, max_index=n - 1, seed=order_seed, rounds=_SHUFFLE_ROUNDS
-        )
+        index = _shuffled(self.seed, epoch, place, n)
         rng = np.random.default_rng([self.seed, position])
         return self.encoder.encode(self.examples[index], rng)
 
@@ -110,6 +126,11 @@ class SupervisedSource:
     ):
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
+        if pack_examples and count > 1:
+            raise ConfigError(
+                f"data.pack_examples=True works in one process, there are {count}: the places of "
+                "packed streams differ by process; set it to False"
+            )
         if batch_rows % count:
             raise ValueError(f"{batch_rows} rows do not divide among {count} processes")
         self._sharding = sharding.batch_sharding(mesh)
