@@ -3,7 +3,7 @@
 Claim    behavioural cloning on backspace-augmented data (bc) recovers from wrong digits that
          maximum likelihood (mle) is stuck with, at equal steps and no loss on clean prompts.
 Time     a minute an arm on 2 CPU cores
-Expect   exact match from a corrupted prefix .91 ± .04 (bc, 3 seeds) against 0 (mle, by construction)
+Expect   exact match from a corrupted prefix .91 ± .04 (bc, 3 seeds); mle 0, by construction
 Command  make quickstart      (both arms and the report)
          reasoning-jax train --config=configs/quickstart.py:objective=bc --workdir=runs/bc
 """
