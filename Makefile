@@ -25,7 +25,7 @@ check: $(READY)
 lock:
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra gguf --universal --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header --fork-strategy requires-python \
+	  --no-annotate --no-header --fork-strategy requires-python \
 	  --python-version 3.11 --override requirements-overrides.txt --output-file requirements-lock.txt
 
 clean:

@@ -406,3 +406,19 @@ def test_smollm2():
     start = time.process_time()
     assert vocab.decode(vocab.encode("17 + 25? " * 100)) == "17 + 25? " * 100
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_bos_is_known_only_where_the_tokenizer_itself_adds_it(adds):
+    from tokenizers import Tokenizer, models, processors
+
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["<s>"])
+    if adds:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    codec = V.TokenizerCodec(tokenizer.to_str())
+    assert codec.begins_with(0) == adds
+    assert not codec.begins_with(None)
+    assert codec.encode("a") == [1]
