@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from reasoning_jax.config import Config, ModelConfig
+from reasoning_jax.config import Config, ConfigError, ModelConfig
 from reasoning_jax.model import lora as lora_lib
 from reasoning_jax.model import spec, transformer
 from reasoning_jax.train.optimizer import matching
@@ -51,8 +51,6 @@ def trained_paths(config: Config, specs: spec.Params) -> tuple[str, ...]:
     else:
         chosen = set(paths) - matching(config.optimizer.freeze, paths, "optimizer.freeze")
     if not chosen:
-        from reasoning_jax.config import ConfigError
-
         raise ConfigError(f"optimizer.freeze={config.optimizer.freeze} leaves nothing to train")
     return tuple(sorted(chosen))
 
