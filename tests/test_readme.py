@@ -1,5 +1,6 @@
 """Each command of the README's list runs, shrunk, in the order in which it stands there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -23,7 +24,9 @@ SHRUNK = {
 
 
 def run(command, folder):
-    words = shlex.split(command.replace("runs/", f"{folder}/"))
+    words = shlex.split(
+        command.replace("runs/", f"{folder}/").replace("=FILE", f"={folder}/own.jsonl")
+    )
     return main.run(["reasoning-jax", *words, *SHRUNK.get(words[0], [])])
 
 
@@ -32,6 +35,8 @@ def test_the_list(tmp_path, monkeypatch, capsys):
     # The second run of the report line is what `make quickstart` leaves.
     quick = "train --config=configs/quickstart.py:objective=bc --workdir=runs/quickstart/bc"
     assert run(quick, tmp_path) == 0
+    rows = [{"question": f"{i}+1", "steps": ["count"], "answer": f"{i + 1}"} for i in range(99)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = [c for c in COMMANDS if "smollm2" not in c]
     assert len(small) == len(COMMANDS) - 1
     for command in small:
