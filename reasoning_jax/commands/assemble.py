@@ -113,7 +113,7 @@ def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
         return TfdsSource(data.path, split)
     assert task is not None
     size = data.train_problems if split == "train" else _HELD_OUT
-    return TaskSource(task, split, size, with_steps=data.with_steps)
+    return TaskSource(task, split, size)
 
 
 def check_room(model: ModelConfig, sampling: SamplingConfig, prompt_tokens: int) -> None:

@@ -7,7 +7,7 @@ position i carries the action that led to this state, and the label is the actio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +66,9 @@ class Encoder:
         return [*self.vocab.encode(response), self.vocab.eos_id]
 
     def render(self, example: Example) -> tuple[str, str]:
-        """The example's (prompt, response) text."""
+        """The example's (prompt, response) text; without its steps if `data.with_steps` is off."""
+        if not self.data.with_steps:
+            example = replace(example, steps=())
         return render(
             example, self.data.question_suffix, self.data.step_suffix, self.data.answer_prefix
         )

@@ -40,8 +40,9 @@ def hidden_states(
     layout: str,
     backspace_id: int | None,
     rows: int,
-) -> tuple[jax.Array, Metrics]:
-    """The hidden state [B, T, D] of every state of the batch, through the chosen packing.
+) -> tuple[jax.Array, jax.Array, Metrics]:
+    """The hidden state [B, T, D] of every state of the batch, through the chosen packing, and the
+    loss weights [B, T]: those of the batch, 0 where P2 had no row left ("p2_lost" is their share).
 
     layout "causal" is for rows without backspaces; "p1" and "p2" as in `backspace.py`.
     """
@@ -51,7 +52,7 @@ def hidden_states(
             positions=causal_positions(batch.segments),
             attention=attention.Causal(batch.segments), lora=lora,
         )  # fmt: skip
-        return out.hidden, {}
+        return out.hidden, batch.weights, {}
     assert backspace_id is not None
     arguments = (batch.actions, batch.segments, batch.floor, backspace_id)
     if layout == "p1":
@@ -60,7 +61,7 @@ def hidden_states(
             params, config, packed.tokens,
             positions=packed.positions, attention=attention.Dense(packed.mask), lora=lora,
         )  # fmt: skip
-        return out.hidden, {}
+        return out.hidden, batch.weights, {}
     dedup = backspace.deduplicate(*arguments, rows)
     out = transformer.apply(
         params, config, dedup.tokens,
@@ -68,8 +69,10 @@ def hidden_states(
     )  # fmt: skip
     pointer = jnp.minimum(dedup.pointer, rows - 1)
     hidden = jnp.take_along_axis(out.hidden, pointer[..., None], axis=1)
-    overflow = (dedup.rows > rows).astype(jnp.float32)
-    return hidden, {"p2_overflow": Sum(overflow.sum(), jnp.float32(overflow.size))}
+    # A state whose row did not fit has no logits: it must not be scored with another's.
+    lost = dedup.pointer >= rows
+    metrics = {"p2_lost": masked_sum(lost.astype(jnp.float32), batch.weights)}
+    return hidden, jnp.where(lost, 0.0, batch.weights), metrics
 
 
 def make_loss(config: ModelConfig, objective: ObjectiveConfig, backspace_id: int | None) -> Loss:
@@ -87,17 +90,17 @@ def make_loss(config: ModelConfig, objective: ObjectiveConfig, backspace_id: int
     layout = "causal" if objective.name == "mle" else objective.layout
 
     def loss(params: Any, lora: Any, batch: Batch) -> tuple[Sum, Metrics]:
-        hidden, metrics = hidden_states(
+        hidden, weights, metrics = hidden_states(
             params, lora, config, batch,
             layout=layout, backspace_id=backspace_id,
             rows=objective.p2_rows or batch.actions.shape[1],
         )  # fmt: skip
         scores = readout.score_labels(params, config, hidden, batch.labels)
-        total = cross_entropy(scores.log_prob, batch.weights)
+        total = cross_entropy(scores.log_prob, weights)
         correct = scores.correct.astype(jnp.float32)
-        metrics["accuracy"] = masked_sum(correct, batch.weights)
+        metrics["accuracy"] = masked_sum(correct, weights)
         if objective.name == "bc":
-            metrics["accuracy_noised"] = masked_sum(correct, batch.weights * batch.noised)
+            metrics["accuracy_noised"] = masked_sum(correct, weights * batch.noised)
         return total, metrics
 
     return loss

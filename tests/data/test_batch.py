@@ -33,6 +33,13 @@ def stacks(row):
     return oracle.states(actions[0], actions[1:], int(row["floor"][0]))
 
 
+def test_steps_are_left_out_of_any_sources_examples():
+    # Catches: an option that only generated tasks obey.
+    example = Example("1+1", ("count",), "2")
+    layout = DataConfig(with_steps=False, answer_prefix="= ")
+    assert Encoder(None, layout, NoiseConfig()).render(example) == ("1+1", "= 2")
+
+
 def test_a_clean_example_position_by_position():
     # Catches: labels or weights moved by one, no <eos>, loss on the prompt, floor off by one.
     row = encoder().encode(EXAMPLE, np.random.default_rng(0))

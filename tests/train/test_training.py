@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning_jax import sharding
+from reasoning_jax import backspace, sharding
 from reasoning_jax.commands.assemble import assemble
 from reasoning_jax.config import ConfigError, OptimizerConfig
 from reasoning_jax.data.batch import Batch
@@ -69,6 +69,29 @@ def test_accumulation_and_layouts_give_the_same_training():
         np.testing.assert_allclose(got, want, atol=1e-5)
         for path, x in params.items():
             np.testing.assert_allclose(others[path], x, atol=2e-4, err_msg=path)
+
+
+def test_states_that_find_no_row_in_p2_are_not_scored():
+    """With too few rows the loss is that of the states which have one, and the rest is told."""
+    config = tiny_run(objective={"layout": "p2", "p2_rows": 6})
+    assembly = assemble(config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        cut = make_program(config, assembly.model, assembly.vocab.backspace_id)
+        whole = make_program(tiny_run(), assembly.model, assembly.vocab.backspace_id)
+        params = fresh_state(cut, mesh).params["model"]
+        batch = SupervisedSource(
+            assembly.examples("train"), assembly.encoder, batch_rows=8, seed=0, mesh=mesh
+        ).next()
+        d = backspace.deduplicate(
+            batch.actions, batch.segments, batch.floor, assembly.vocab.backspace_id, 6
+        )
+        kept = jnp.where(d.pointer < 6, batch.weights, 0.0)
+        total, metrics = jax.jit(cut.loss)(params, None, batch)
+        want, _ = jax.jit(whole.loss)(params, None, dataclasses.replace(batch, weights=kept))
+    assert 0 < float(metrics["p2_lost"].mean()) < 1
+    np.testing.assert_allclose(total.value, want.value, rtol=1e-5)
+    assert float(total.count) == float(want.count)
 
 
 def test_packed_rows_train_on_the_same_examples():
