@@ -125,15 +125,19 @@ class DataConfig:
 
     An example reads: question + question_suffix | step + step_suffix ... answer_prefix + answer,
     then <eos>. Loss falls on everything after the bar.
+
+    `source` "text" is a folder of .txt files (or one): each document is read in windows of
+    `window_chars` characters (0: what `seq_len` positions hold), without question or steps.
     """
 
-    source: str = _choice("task", "jsonl", "tfds")
+    source: str = _choice("task", "jsonl", "tfds", "text")
     path: str = ""
     validation_path: str = ""
     train_problems: int = _number(100_000, 1)
     seq_len: int = _number(64, 2)
     pack_examples: bool = False
     with_steps: bool = True
+    window_chars: int = _number(0, 0)
     question_suffix: str = ""
     step_suffix: str = "\n"
     answer_prefix: str = ""
@@ -142,25 +146,93 @@ class DataConfig:
 @dataclass(frozen=True)
 class NoiseConfig:
     """Noise + backspace augmentation: per response token, with `rate`, insert `run_length` noise
-    tokens and as many backspaces. `source` "random": any text token; "task": the task's own units.
+    tokens and as many backspaces. `source` "random": any text token; "task": the task's own units;
+    "ngram": what followed the same last token elsewhere in the training data (bigram counts), so
+    that the error is locally plausible.
     """
 
     rate: float = _number(0.0, 0.0, 1.0)
     run_length: int = _number(1, 1, 64)
-    source: str = _choice("task", "random")
+    source: str = _choice("task", "random", "ngram")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimised. "mle": clean data. "bc": MLE on backspace-augmented data.
+    """What is minimised. "mle": clean data. "bc": MLE on backspace-augmented data. "sequencematch":
+    bc, then its mixture with SequenceMatch (section `sequencematch`). "unlikelihood": mle, and
+    `unlikelihood_weight` times the token-level unlikelihood of what the row already holds.
 
     `layout` "p1" is time-aligned (a row per action), "p2" deduplicated (a row per token) with at
     most `p2_rows` rows (0: data.seq_len).
     """
 
-    name: str = _choice("mle", "bc")
+    name: str = _choice("mle", "bc", "sequencematch", "unlikelihood")
     layout: str = _choice("p1", "p2")
     p2_rows: int = _number(0, 0)
+    unlikelihood_weight: float = _number(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class SequenceMatchConfig:
+    """The SequenceMatch objective (arXiv 2306.05426) and its schedule.
+
+    divergence: between the occupancies of data and model. "chi2_mixture" (the recommended one) is
+      "chi2" with `kappa_m` = alpha / 4.
+    alpha: weight of the causal entropy; enters as phi(alpha x) / alpha.
+    gamma: discount per action.
+    kappa_m: coefficient of the squared model reward; -1 takes the divergence's own (alpha / 4 for
+      chi2_mixture, else 0). `kappa_on_prompt` applies it to given prompt actions too.
+    terminal: what is done for ever after <eos>: nothing ("noop"), <eos> again ("repeat"), or the
+      trajectory just ends with value 0 ("none").
+    value_weight_data: weight of the value term on data; the rest falls on model samples.
+    value_form: "collapsed" takes the value terms as V(s_0), "explicit" as the sums they are.
+    clamp: hold chi2's phi at its maximum beyond its vertex, 2 / alpha.
+    domain_guard: where phi is defined for x > lo only, below lo + 0.001: go on as its tangent
+      ("linear") or as a constant ("clamp").
+    start: where time and discounting begin: at <bos>, or at the end of the prompt.
+    floor_backspace: at the prompt's end, "masked": there is no such action; "noop": it does nothing.
+    horizon: the loss is J times (1 - gamma) if 0, else J / (1 + gamma + ... + gamma^(horizon-1)).
+    bc_steps, anneal_steps, beta_end: beta is 1 for bc_steps, then falls linearly to beta_end.
+    """
+
+    divergence: str = _choice(
+        "chi2_mixture", "chi2", "identity", "reverse_kl", "forward_kl", "js", "hellinger"
+    )
+    alpha: float = _number(0.01, 0.0)
+    gamma: float = _number(0.998, high=1.0, above=0.0)
+    kappa_m: float = _number(-1.0, -1.0)
+    kappa_on_prompt: bool = False
+    terminal: str = _choice("noop", "repeat", "none")
+    value_weight_data: float = _number(0.5, 0.0, 1.0)
+    value_form: str = _choice("collapsed", "explicit")
+    clamp: bool = False
+    domain_guard: str = _choice("linear", "clamp")
+    start: str = _choice("bos", "prompt")
+    floor_backspace: str = _choice("masked", "noop")
+    horizon: int = _number(0, 0)
+    bc_steps: int = _number(1000, 0)
+    anneal_steps: int = _number(2000, 0)
+    beta_end: float = _number(0.2, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Rollouts of the model, kept in a first-in-first-out buffer.
+
+    capacity_rollouts: 0 keeps 16 batches. Every `sample_every_steps`, `refresh_rollouts` (0: one
+    batch) are sampled with the current parameters, at `temperature`, until data.seq_len rows are
+    full. `noise_rate`: how often a chosen token is replaced by a noise token, as in noised data.
+    `prefix_tokens`: up to that many tokens of the true response are given after the prompt.
+    `paired_prompts`: the data of a step are those of the same prompts as its rollouts.
+    """
+
+    capacity_rollouts: int = _number(0, 0)
+    sample_every_steps: int = _number(8, 1)
+    refresh_rollouts: int = _number(0, 0)
+    temperature: float = _number(1.0, high=100.0, above=0.0)
+    noise_rate: float = _number(0.0, 0.0, 1.0)
+    prefix_tokens: int = _number(0, 0)
+    paired_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,8 +301,15 @@ class SamplingConfig:
 
     `max_actions` counts everything executed, backspaces too; `max_new_tokens` bounds how much
     visible text there can be beyond the prompt (0: max_actions). At either limit <eos> is forced.
+
+    `method` "contrastive" (Su et al. 2022) is deterministic and never deletes: of the
+    `contrastive_candidates` most probable tokens it takes the one with the best balance of
+    probability and, weighted by `contrastive_penalty`, dissimilarity to the text so far.
     """
 
+    method: str = _choice("sample", "contrastive")
+    contrastive_candidates: int = _number(4, 1)
+    contrastive_penalty: float = _number(0.6, 0.0, 1.0)
     temperature: float = _number(1.0, 0.0, 100.0)
     top_k: int = _number(0, 0)
     top_p: float = _number(1.0, high=1.0, above=0.0)
@@ -245,6 +324,10 @@ class EvaluateConfig:
 
     `pass_at_k` lists the k of unbiased pass@k. `corrupt_tokens` wrong tokens are put after a random
     correct prefix of the response to measure recovery; 0 leaves that out.
+
+    For data.source "text": documents are continued after `prompt_tokens` tokens, and `mauve` (with
+    features of `feature_weights`: "" is the trained model itself, else a weight file or "smollm2")
+    compares the continuations with the true ones.
     """
 
     split: str = _choice("validation", "test", "train")
@@ -254,6 +337,9 @@ class EvaluateConfig:
     corrupt_tokens: int = _number(1, 0, 64)
     batch_rows: int = _number(256, 1)
     saved_samples: int = _number(16, 0)
+    prompt_tokens: int = _number(16, 0)
+    mauve: bool = False
+    feature_weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -268,6 +354,8 @@ class Config:
     data: DataConfig = DataConfig()
     noise: NoiseConfig = NoiseConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    sequencematch: SequenceMatchConfig = SequenceMatchConfig()
+    replay: ReplayConfig = ReplayConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
