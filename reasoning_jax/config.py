@@ -163,11 +163,12 @@ class ObjectiveConfig:
     `unlikelihood_weight` times the token-level unlikelihood of what the row already holds.
 
     `layout` "p1" is time-aligned (a row per action), "p2" deduplicated (a row per token) with at
-    most `p2_rows` rows (0: data.seq_len).
+    most `p2_rows` rows (0: as many as a batch needs, in eighths of data.seq_len). "auto" takes p2
+    for batches in which that is fewer rows, where rows are long enough to pay for it.
     """
 
     name: str = _choice("mle", "bc", "sequencematch", "unlikelihood")
-    layout: str = _choice("p1", "p2")
+    layout: str = _choice("auto", "p1", "p2")
     p2_rows: int = _number(0, 0)
     unlikelihood_weight: float = _number(1.0, 0.0)
 

@@ -20,6 +20,7 @@ from reasoning_jax.config import (
     ConfigError,
     EvaluateConfig,
     ModelConfig,
+    ObjectiveConfig,
     TaskConfig,
     article,
     as_tuple,
@@ -27,6 +28,10 @@ from reasoning_jax.config import (
     nearest_name,
     show,
 )
+
+
+# What replay.capacity_rollouts=0 stands for, in batches.
+BATCHES_KEPT = 16
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -137,6 +142,7 @@ def validate(config: Config) -> None:
       ConfigError
     """
     model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    replay = config.replay
     if config.weights.path:
         for name in ARCHITECTURE_FIELDS:
             if getattr(model, name) != getattr(ModelConfig(), name):
@@ -155,26 +161,46 @@ def validate(config: Config) -> None:
         )
     if (data.source == "task") != (not data.path):
         raise ConfigError(
-            'data.path goes with data.source="jsonl" or "tfds"; got '
+            'data.path goes with data.source="jsonl", "tfds" or "text"; got '
             f"source={data.source!r}, path={data.path!r}"
+        )
+    if data.window_chars and data.source != "text":
+        raise ConfigError(
+            f'data.window_chars={data.window_chars} goes with data.source="text"; got '
+            f"source={data.source!r}"
         )
     if data.validation_path and data.source != "jsonl":
         raise ConfigError(
             'data.validation_path goes with data.source="jsonl"; got '
             f"source={data.source!r}, validation_path={data.validation_path!r}"
         )
-    if config.noise.rate > 0 and config.objective.name == "mle":
+    name = config.objective.name
+    if config.noise.rate > 0 and name in ("mle", "unlikelihood"):
         raise ConfigError(
-            f'noise.rate={config.noise.rate} has no effect on objective.name="mle"; set noise.rate '
-            'to 0, or the objective to "bc"'
+            f'noise.rate={config.noise.rate} has no effect on objective.name="{name}"; set '
+            'noise.rate to 0, or the objective to "bc"'
         )
-    if config.noise.rate > 0 and not config.vocab.backspace:
-        raise ConfigError(
-            f"noise.rate={config.noise.rate} needs a vocabulary with <backspace>; set "
-            "vocab.backspace=True or noise.rate=0"
-        )
-    if config.objective.layout == "p2" and config.objective.name != "bc":
+    for key, rate in (("noise.rate", config.noise.rate), ("replay.noise_rate", replay.noise_rate)):
+        if rate > 0 and not config.vocab.backspace:
+            raise ConfigError(
+                f"{key}={rate} needs a vocabulary with <backspace>; set vocab.backspace=True or "
+                f"{key}=0"
+            )
+    if config.objective.layout == "p2" and name not in ("bc", "sequencematch"):
         raise ConfigError('objective.layout="p2" needs backspaces; use it with objective.name="bc"')
+    if config.objective.p2_rows and config.objective.layout != "p2":
+        raise ConfigError(
+            f"objective.p2_rows={config.objective.p2_rows} has no effect on objective.layout="
+            f'"{config.objective.layout}"; set layout to "p2", or p2_rows to 0'
+        )
+    if name != "unlikelihood" and (
+        config.objective.unlikelihood_weight != ObjectiveConfig.unlikelihood_weight
+    ):
+        raise ConfigError(
+            f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect on "
+            f'objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
+        )
+    _check_sequencematch(config)
     if train.batch_rows % optimizer.accumulate:
         raise ConfigError(
             f"train.batch_rows={train.batch_rows} is not divisible by optimizer.accumulate="
@@ -199,6 +225,77 @@ def validate(config: Config) -> None:
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0:
             raise ConfigError(f"mesh.{name} must be -1 or >= 1, got 0")
+
+
+def _check_sequencematch(config: Config) -> None:
+    match, replay, rows = config.sequencematch, config.replay, config.train.batch_rows
+    if config.objective.name != "sequencematch":
+        for section, values in (("sequencematch", match), ("replay", replay)):
+            default = type(values)()
+            for f in dataclasses.fields(values):
+                if getattr(values, f.name) != getattr(default, f.name):
+                    raise ConfigError(
+                        f"{section}.{f.name}={getattr(values, f.name)!r} has no effect on "
+                        f'objective.name="{config.objective.name}"; leave it at '
+                        f'{getattr(default, f.name)!r}, or set the objective to "sequencematch"'
+                    )
+        return
+    if match.alpha == 0 and match.divergence != "identity":
+        raise ConfigError(
+            f"sequencematch.alpha=0.0 divides in {match.divergence}; it must be above 0 (0.01 is "
+            'the reported value), or the divergence "identity"'
+        )
+    if -1 < match.kappa_m < 0:
+        raise ConfigError(
+            f"sequencematch.kappa_m={match.kappa_m} must be >= 0, or -1 for the divergence's own"
+        )
+    if match.gamma == 1 and match.horizon == 0:
+        raise ConfigError(
+            "sequencematch.gamma=1.0 needs sequencematch.horizon >= 1 (1 - gamma, the scale of the "
+            "loss, is 0); give the usual number of actions, or gamma < 1"
+        )
+    if match.gamma == 1 and match.terminal == "repeat":
+        raise ConfigError(
+            'sequencematch.terminal="repeat" at gamma=1.0 never ends; use "noop" or "none", or '
+            "gamma < 1"
+        )
+    if match.clamp and match.divergence not in ("chi2", "chi2_mixture"):
+        raise ConfigError(
+            f'sequencematch.clamp=True has no effect on divergence="{match.divergence}", whose phi '
+            "has no maximum; set it to False, or use chi2 or chi2_mixture"
+        )
+    if match.bc_steps >= config.train.steps:
+        raise ConfigError(
+            f"sequencematch.bc_steps={match.bc_steps} must be below train.steps="
+            f'{config.train.steps}; for no SequenceMatch at all use objective.name="bc"'
+        )
+    capacity = replay.capacity_rollouts
+    refresh = replay.refresh_rollouts or rows
+    if capacity and capacity < max(rows, refresh):
+        wanted = "train.batch_rows" if rows >= refresh else "replay.refresh_rollouts"
+        raise ConfigError(
+            f"replay.capacity_rollouts={capacity} is smaller than {wanted}={max(rows, refresh)}; "
+            f"the nearest legal is {max(rows, refresh)}, 0 takes {BATCHES_KEPT * rows}"
+        )
+    if not capacity and refresh > BATCHES_KEPT * rows:
+        raise ConfigError(
+            f"replay.refresh_rollouts={refresh} is more than the buffer holds, {BATCHES_KEPT} x "
+            f"train.batch_rows = {BATCHES_KEPT * rows}; set replay.capacity_rollouts, or refresh less"
+        )
+    if replay.noise_rate and not config.noise.rate:
+        raise ConfigError(
+            f"replay.noise_rate={replay.noise_rate} draws from the noise of the data, which has "
+            "noise.rate=0; set both, or neither"
+        )
+    if replay.paired_prompts and config.data.pack_examples:
+        raise ConfigError(
+            "replay.paired_prompts=True takes an example a row; set data.pack_examples=False"
+        )
+    if config.objective.p2_rows:
+        raise ConfigError(
+            f"objective.p2_rows={config.objective.p2_rows} may lose states, and sequencematch needs "
+            "them all; set it to 0"
+        )
 
 
 def _check_architecture(model: ModelConfig) -> None:
@@ -248,6 +345,12 @@ def check_devices(config: Config, model: ModelConfig, devices: int) -> tuple[int
             f"train.batch_rows / optimizer.accumulate = {micro} is not divisible by data x fsdp = "
             f"{split}; nearest legal train.batch_rows: "
             f"{nearest_multiples(config.train.batch_rows, split * config.optimizer.accumulate)}"
+        )
+    refresh = config.replay.refresh_rollouts
+    if refresh % split:
+        raise ConfigError(
+            f"replay.refresh_rollouts={refresh} is not divisible by data x fsdp = {split}; nearest "
+            f"legal: {nearest_multiples(refresh, split)}"
         )
     for name, parts in (("n_heads", tensor), ("n_kv_heads", tensor), ("d_ff", tensor)):
         if getattr(model, name) % parts:

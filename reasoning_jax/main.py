@@ -305,7 +305,7 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
 
     if workdir is None:
         return train.dry_run(config)
-    return train.train(config, workdir, _overrides(known), known.quiet)
+    return train.train(config, workdir, _overrides(known), known.quiet, known.debug)
 
 
 def _evaluate(known: flags.FlagValues, _: list[str]) -> int:

@@ -27,11 +27,12 @@ FORBIDDEN_ATTRIBUTES = {
 FORBIDDEN = FORBIDDEN_NAMES | FORBIDDEN_ATTRIBUTES
 PROCESSES = {"subprocess", "ctypes"}
 # A config file is Python; git tells the commit of a run; reasoning-gym runs in a worker of its own,
-# which forks and has sympy parse one literal so that it is loaded.
+# which forks and has sympy parse one literal so that it is loaded; malloc is told to keep pages.
 ALLOWED = {
     "main.py": {"exec_module"},
     "commands/runfolder.py": {"subprocess"},
     "tasks/gym.py": {"subprocess"},
+    "train/heap.py": {"ctypes"},
     "tasks/gym_worker.py": {"fork", "sympy.parsing.sympy_parser.parse_expr"},
 }
 

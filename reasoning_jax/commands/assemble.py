@@ -21,6 +21,7 @@ from reasoning_jax.config import (
 )
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.examples import Example, TaskSource, extract_answer
+from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.tasks import Task, make_task
 from reasoning_jax.vocab import Vocab
 
@@ -40,6 +41,11 @@ class Assembly:
     model: ModelConfig
     encoder: Encoder
     notes: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> ActionIds:
+        """The ids that a sampler must know, and whether the floor is masked."""
+        return ActionIds.of(self.vocab, self.config.sequencematch.floor_backspace == "masked")
 
     def examples(self, split: str) -> Any:
         """The source of a split's examples. Raises DataError or TaskError."""
@@ -91,7 +97,10 @@ def assemble(
         raise ConfigError('objective.name="bc" needs vocab.backspace=True')
     units = task.noise_units() if task is not None else ()
     noise = config.noise if with_data else replace(config.noise, rate=0.0)
-    encoder = Encoder(vocab, config.data, noise, noise_ids(vocab, noise, units))
+    matched = config.objective.name == "sequencematch"
+    encoder = Encoder(
+        vocab, config.data, noise, noise_ids(vocab, noise, units), terminal_row=matched
+    )
     assembly = Assembly(config, task, vocab, model, encoder, notes)
     if with_data:
         _try_out(assembly)

@@ -21,26 +21,38 @@ from reasoning_jax.commands.assemble import (
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
-from reasoning_jax.data.pipeline import SupervisedSource, fixed_batches
+from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.model import spec
+from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
+from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
 from reasoning_jax.vocab import Vocab
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
+# layout="auto" considers P2 from this length of rows on: below, it costs more than it saves.
+AUTO_P2_ROWS = 128
 
 
-def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool = False) -> int:
-    """Train to the end, or until preempted. Returns the exit code."""
+def train(
+    config: Config,
+    workdir: Path,
+    overrides: Sequence[str],
+    quiet: bool = False,
+    debug: bool = False,
+) -> int:
+    """Train to the end, or until preempted. Returns the exit code. `debug` checks identities."""
     runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+    program = make_program(config, assembly.model, assembly.ids)
     runfolder.open_run(workdir, config, overrides, assembly.vocab)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     runfolder.write_environment(workdir)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
         if not quiet:
@@ -51,25 +63,40 @@ def train(config: Config, workdir: Path, overrides: Sequence[str], quiet: bool =
             print(batch_tree(config, mesh_shape), flush=True)
         pretrained = load_pretrained(assembly, mesh)
         state = fresh_state(program, mesh, pretrained)
-        source = SupervisedSource(
-            assembly.examples("train"),
-            assembly.encoder,
-            batch_rows=config.train.batch_rows,
-            seed=config.seed,
-            mesh=mesh,
-            pack_examples=config.data.pack_examples,
-        )
         run = loop.Run(
-            config, assembly.model, workdir, state, source, program.step,
-            make_evaluate(assembly, mesh, workdir), {"config": to_dict(config)},
+            config, assembly.model, workdir, state, make_source(assembly, mesh), program.step,
+            make_evaluate(assembly, mesh, workdir), {"config": to_dict(config)}, debug,
         )  # fmt: skip
         return loop.train(run, quiet)
+
+
+def make_source(assembly: Assembly, mesh: jax.sharding.Mesh) -> BatchSource:
+    """The training data of a run; for SequenceMatch with rollouts beside it."""
+    config = assembly.config
+    examples, T = assembly.examples("train"), config.data.seq_len
+    layout = config.objective.layout
+    supervised = SupervisedSource(
+        examples,
+        assembly.encoder,
+        batch_rows=config.train.batch_rows,
+        seed=config.seed,
+        mesh=mesh,
+        pack_examples=config.data.pack_examples,
+        count_token_rows=layout == "p2" or (layout == "auto" and T >= AUTO_P2_ROWS),
+    )
+    if config.objective.name != "sequencematch":
+        return supervised
+    stream = Stream(examples, assembly.encoder, config.seed)
+    return MatchedSource(
+        supervised, stream, config, assembly.model, assembly.ids, mesh,
+        lambda params: states.adapters(params, config),
+    )  # fmt: skip
 
 
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+    program = make_program(config, assembly.model, assembly.ids)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
@@ -130,9 +157,7 @@ def make_evaluate(
         for b in fixed_batches(examples, clean_encoder(assembly.encoder), rows, config.seed)
     ]
     items = evaluation_items(assembly, config.evaluate.split, count)
-    clean_loss = jax.jit(
-        losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.vocab.backspace_id)
-    )
+    clean_loss = jax.jit(losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.ids))
 
     def evaluate(state: states.TrainState) -> dict[str, float]:
         adapters = states.adapters(state.params, config)

@@ -21,6 +21,8 @@ from reasoning_jax.vocab import Vocab, VocabError
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
+    from reasoning_jax.data.ngram import NgramNoise
+
 
 @struct.dataclass
 class Batch:
@@ -30,6 +32,12 @@ class Batch:
     its start token). `labels`: the action wanted at this state. `weights`: its loss weight, 0 on
     prompts and padding. `segments`: 1, 2, ... within a row, 0 for padding. `floor`: depth below
     which this segment cannot be deleted. `noised`: 1 at states whose last token is noise.
+
+    `model`: a batch of the same shape of the model's own trajectories, for objectives that learn
+    from them; there `labels` are the actions that it chose and `weights` is 1 where it chose.
+    `age` [B]: how many steps ago these were sampled.
+    `token_rows` (static): rows that hold the written tokens of every row of the batch, for P2;
+    0 where nobody counted.
     """
 
     actions: Int[Array, "B T"]
@@ -38,16 +46,27 @@ class Batch:
     segments: Int[Array, "B T"]
     floor: Int[Array, "B T"]
     noised: Int[Array, "B T"]
+    model: Batch | None = None
+    age: Int[Array, " B"] | None = None
+    token_rows: int = struct.field(pytree_node=False, default=0)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns examples into action sequences: prompt, response with noise, <eos>."""
+    """Turns examples into action sequences: prompt, response with noise, <eos>.
+
+    With `terminal_row` a sequence also holds the state after <eos>, and always ends there: one that
+    is too long keeps its true next label, but the action executed last is <eos>. With `cut` clean
+    sequences may be too long as well (text); otherwise they are refused.
+    """
 
     vocab: Vocab
     data: DataConfig
     noise: NoiseConfig
     noise_ids: tuple[int, ...] = ()
+    ngrams: NgramNoise | None = None
+    terminal_row: bool = False
+    cut: bool = False
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """<bos> (where there is one) and the prompt's tokens; at least one id.
@@ -82,33 +101,26 @@ class Encoder:
         prompt_text, response_text = self.render(example)
         prompt = self.prompt_ids(prompt_text)
         clean = np.array(self.response_ids(response_text))
-        T = self.data.seq_len
-        if len(prompt) + len(clean) - 1 > T:
+        T, p, extra = self.data.seq_len, len(prompt), int(self.terminal_row)
+        if p + extra > T or (p + len(clean) - 1 + extra > T and not self.cut):
             raise ConfigError(
-                f"an example needs {len(prompt) + len(clean) - 1} positions, data.seq_len is {T}: "
+                f"an example needs {p + len(clean) - 1 + extra} positions, data.seq_len is {T}: "
                 f"{prompt_text[:80]!r}; raise data.seq_len or narrow the task"
             )
-        executed, labels = clean, clean
-        if self.noise.rate > 0:
-            noised, noise = backspace.draw_noise(
-                rng, clean, self.noise.rate, self.noise.run_length, np.array(self.noise_ids)
-            )
-            if noised.any():
-                assert self.vocab.backspace_id is not None
-                executed, labels, n = backspace.insert_noise(
-                    clean, len(clean), noised, noise, self.vocab.backspace_id, np
-                )
-                executed, labels = executed[:n], labels[:n]
-        # Position p - 1 + i is the state in which response action i is chosen.
-        p = len(prompt)
-        rows = min(T, p + len(executed) - 1)
+        executed, labels = self._with_noise(clean[:T], prompt[-1], rng)
+        # Row p - 1 + i is the state in which response action i is chosen.
+        n = p + len(executed) - 1 + extra
+        rows = min(T, n)
         actions = np.concatenate([prompt, executed])[:rows]
-        all_labels = np.concatenate([np.zeros(p - 1, np.int64), labels])[:rows]
+        all_labels = np.concatenate([prompt[1:], labels, [self.vocab.eos_id]])[:rows]
+        weights = np.zeros(rows, np.float32)
+        weights[p - 1 :] = 1.0
         at_noise = np.zeros(rows, np.int32)
         if self.noise.rate > 0:
             at_noise = (all_labels == self.vocab.backspace_id).astype(np.int32)
-        weights = np.zeros(rows, np.float32)
-        weights[p - 1 :] = 1.0
+        if self.terminal_row:
+            weights[-1] = at_noise[-1] = 0
+            actions[-1] = all_labels[-1] = self.vocab.eos_id
         return {
             "actions": actions.astype(np.int32),
             "labels": all_labels.astype(np.int32),
@@ -116,6 +128,27 @@ class Encoder:
             "floor": np.full(rows, p - 1, np.int32),
             "noised": at_noise,
         }
+
+    def _with_noise(
+        self, clean: np.ndarray, previous: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(executed, labels): the clean tokens with runs of noise and what takes them back."""
+        rate, run = self.noise.rate, self.noise.run_length
+        if rate == 0:
+            return clean, clean
+        if self.ngrams is not None:
+            from reasoning_jax.data.ngram import draw_ngram_noise
+
+            noised, noise = draw_ngram_noise(rng, clean, rate, run, self.ngrams, previous)
+        else:
+            noised, noise = backspace.draw_noise(rng, clean, rate, run, np.array(self.noise_ids))
+        if not noised.any():
+            return clean, clean
+        assert self.vocab.backspace_id is not None
+        executed, labels, n = backspace.insert_noise(
+            clean, len(clean), noised, noise, self.vocab.backspace_id, np
+        )
+        return executed[:n], labels[:n]
 
 
 def noise_ids(vocab: Vocab, noise: NoiseConfig, units: tuple[str, ...]) -> tuple[int, ...]:
@@ -126,7 +159,7 @@ def noise_ids(vocab: Vocab, noise: NoiseConfig, units: tuple[str, ...]) -> tuple
     """
     if noise.rate == 0:
         return ()
-    if noise.source == "random":
+    if noise.source in ("random", "ngram"):
         return tuple(vocab.text_ids())
     if not units:
         raise ConfigError('noise.source="task": this task has no noise units; use "random"')

@@ -26,6 +26,8 @@ from reasoning_jax.data.examples import Example
 _SHUFFLE_ROUNDS = 4
 # Up to here a permutation is kept in memory: the index cipher is slow for few indices.
 _SHUFFLE_IN_MEMORY = 1 << 16
+# Every number of rows is a compilation: there are at most this many.
+_TOKEN_ROW_BUCKETS = 8
 _FIELDS = ("actions", "labels", "weights", "floor", "noised")
 
 
@@ -49,6 +51,12 @@ class BatchSource(Protocol):
         ...
 
     def restore(self, place: dict[str, Any]) -> None: ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What else must be saved, such as a replay buffer, in shapes that never change."""
+        ...
+
+    def restore_arrays(self, arrays: dict[str, np.ndarray]) -> None: ...
 
 
 def _shuffled(seed: int, epoch: int, place: int, n: int) -> int:
@@ -82,12 +90,14 @@ class Stream:
         return 1 << 48
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        position = operator.index(position)
+        rng = np.random.default_rng([self.seed, operator.index(position)])
+        return self.encoder.encode(self.example(position), rng)
+
+    def example(self, position: int) -> Example:
+        """The example itself, not encoded."""
         n = len(self.examples)
-        epoch, place = divmod(position, n)
-        index = _shuffled(self.seed, epoch, place, n)
-        rng = np.random.default_rng([self.seed, position])
-        return self.encoder.encode(self.examples[index], rng)
+        epoch, place = divmod(operator.index(position), n)
+        return self.examples[_shuffled(self.seed, epoch, place, n)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +131,7 @@ class SupervisedSource:
         seed: int,
         mesh: jax.sharding.Mesh,
         pack_examples: bool = False,
+        count_token_rows: bool = False,
         process_index: int | None = None,
         process_count: int | None = None,
     ):
@@ -134,6 +145,10 @@ class SupervisedSource:
         if batch_rows % count:
             raise ValueError(f"{batch_rows} rows do not divide among {count} processes")
         self._sharding = sharding.batch_sharding(mesh)
+        self._row_sharding = sharding.batch_sharding(mesh, 1)
+        self._backspace_id = encoder.vocab.backspace_id
+        # On several processes the most would have to be agreed upon.
+        self._count_token_rows = count_token_rows and count == 1 and self._backspace_id is not None
         stream = Stream(examples, encoder, seed)
         # One reading thread: the work is Python, and more threads only take turns.
         if pack_examples:
@@ -156,19 +171,38 @@ class SupervisedSource:
 
     def next(self, state: Any = None) -> Batch:
         del state
-        local = next(self._iterator)
-        return Batch(
-            **{
-                name: jax.make_array_from_process_local_data(self._sharding, values)
-                for name, values in local.items()
-            }
-        )
+        return self.place(next(self._iterator))
+
+    def place(self, local: dict[str, np.ndarray]) -> Batch:
+        """This process's rows as a global batch on the devices."""
+        rows = self._token_rows(local) if self._count_token_rows else 0
+        placed = {
+            name: jax.make_array_from_process_local_data(
+                self._sharding if values.ndim == 2 else self._row_sharding, values
+            )
+            for name, values in local.items()
+        }
+        return Batch(**placed, token_rows=rows)
+
+    def _token_rows(self, local: dict[str, np.ndarray]) -> int:
+        """Rows that hold the tokens of each row under P2: the most, up to the next bucket."""
+        T = local["actions"].shape[1]
+        written = (local["actions"] != self._backspace_id) & (local["segments"] > 0)
+        bucket = -(-T // _TOKEN_ROW_BUCKETS)
+        most = int(written.sum(axis=1).max())
+        return min(T, most + -most % bucket)
 
     def save(self) -> dict[str, Any]:
         return self._iterator.get_state()
 
     def restore(self, place: dict[str, Any]) -> None:
         self._iterator.set_state(place)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        del arrays
 
 
 def _from_packed(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -37,15 +37,30 @@ FORBIDDEN = -1e30
 
 @dataclass(frozen=True)
 class ActionIds:
-    """The ids that the sampler must know: `<eos>`, `<backspace>` (or None), and never-drawn ids."""
+    """The ids that the sampler must know: `<eos>`, `<backspace>` (or None), and never-drawn ids.
+
+    Unless `floor_masked`, a backspace at the floor is an action too, which changes nothing.
+    """
 
     eos: int
     backspace: int | None
     never: tuple[int, ...] = ()
+    floor_masked: bool = True
 
     @staticmethod
-    def of(vocab: Vocab) -> ActionIds:
-        return ActionIds(vocab.eos_id, vocab.backspace_id, tuple(vocab.unsampled_ids()))
+    def of(vocab: Vocab, floor_masked: bool = True) -> ActionIds:
+        never = tuple(vocab.unsampled_ids())
+        return ActionIds(vocab.eos_id, vocab.backspace_id, never, floor_masked)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An environment that errs: with `rate`, a chosen token or <eos> is replaced by another of
+    `ids` (sorted, unique), drawn uniformly. `<backspace>` is never replaced.
+    """
+
+    rate: float
+    ids: tuple[int, ...]
 
 
 @struct.dataclass
@@ -55,9 +70,14 @@ class Completions:
     `actions`, `log_probs`, `forced` [B, A] are aligned; the first `length[b]` count. `tokens`
     [B, S] is prompt plus visible text (with <eos> if reached), `token_count` [B] its length.
     `forced` marks an <eos> put there by a limit (its log-probability is still the policy's).
+    `chosen` is what the policy drew, where a limit or noise put another action in its place.
+    `backspace` is the probability of `<backspace>` before each action, in the plain softmax over
+    all rows of the vocabulary (0 where there is none).
     """
 
     actions: Int[Array, "B A"]
+    chosen: Int[Array, "B A"]
+    backspace: Float[Array, "B A"]
     log_probs: Float[Array, "B A"]
     forced: Bool[Array, "B A"]
     length: Int[Array, " B"]
@@ -96,26 +116,27 @@ def allowed_actions(
     ordinary = np.ones(vocab_size, bool)
     ordinary[list(ids.never)] = False
     allowed = jnp.asarray(ordinary)[None, :]
-    if ids.backspace is not None:
+    if ids.backspace is not None and ids.floor_masked:
         is_backspace = jnp.arange(vocab_size)[None, :] == ids.backspace
         allowed = allowed & ~(is_backspace & (depth <= floor)[:, None])
     return jnp.broadcast_to(allowed, (depth.shape[0], vocab_size))
 
 
 def make_sampler(
-    config: ModelConfig, sampling: SamplingConfig, ids: ActionIds
+    config: ModelConfig, sampling: SamplingConfig, ids: ActionIds, noise: Noise | None = None
 ) -> Callable[..., Completions]:
-    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora=None)`.
+    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora=None, limit=None)`.
 
     prompts [B, P]: right-padded, `prompt_length[b]` >= 1 ids count. floor [B]: the depth (index of
     the last undeletable token) below which nothing is deleted; prompt_length - 1 protects the whole
     prompt. row_ids [B]: the global index of each row; a row's samples depend on `key`, its own id
-    and its own prompt alone, not on its batch mates.
+    and its own prompt alone, not on its batch mates. limit [B]: the row's own action budget, at
+    most sampling.max_actions, which is what it is by default.
     """
-    return functools.partial(_sample, config=config, sampling=sampling, ids=ids)
+    return functools.partial(_sample, config=config, sampling=sampling, ids=ids, noise=noise)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "ids"))
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "ids", "noise"))
 def _sample(
     params: Any,
     prompts: jax.Array,
@@ -124,10 +145,12 @@ def _sample(
     row_ids: jax.Array,
     key: jax.Array,
     lora: Any = None,
+    limit: jax.Array | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingConfig,
     ids: ActionIds,
+    noise: Noise | None,
 ) -> Completions:
     B, P = prompts.shape
     A = sampling.max_actions
@@ -146,6 +169,7 @@ def _sample(
     assert prefill.cache is not None
     last = prompt_length - 1
     zeros = jnp.zeros_like(prompt_length)
+    budget = zeros + A if limit is None else jnp.minimum(limit, A)
     wide = jnp.zeros_like(prompts[:, :1])
 
     def columns(n: int, dtype: Any) -> jax.Array:
@@ -159,6 +183,8 @@ def _sample(
         "done": zeros > 0,
         "length": zeros,
         "actions": columns(A, jnp.int32),
+        "chosen": columns(A, jnp.int32),
+        "backspace": columns(A, jnp.float32),
         "log_probs": columns(A, jnp.float32),
         "forced": columns(A, bool),
     }
@@ -182,12 +208,22 @@ def _sample(
             chosen = jax.vmap(jax.random.categorical)(keys, log_probs)
         else:
             chosen = jnp.argmax(log_probs, axis=-1)
-        at_limit = (t == A - 1) | (depth - last >= new_tokens)
+        chosen = chosen.astype(jnp.int32)
+        executed = chosen
+        if noise is not None and noise.rate > 0:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, t)
+            executed = _replace(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), chosen, noise)
+            if ids.backspace is not None:
+                executed = jnp.where(chosen == ids.backspace, chosen, executed)
+        at_limit = (t >= budget - 1) | (depth - last >= new_tokens)
         force = at_limit & (chosen != ids.eos)
-        action = jnp.where(at_limit, ids.eos, chosen).astype(jnp.int32)
+        action = jnp.where(at_limit, ids.eos, executed)
         is_action = jnp.arange(V)[None, :] == action[:, None]
         log_prob = jnp.where(is_action, log_probs, 0.0).sum(-1)
 
+        deleting = zeros.astype(jnp.float32)
+        if ids.backspace is not None:
+            deleting = jax.nn.softmax(logits.astype(jnp.float32))[:, ids.backspace]
         erased = zeros > 0 if ids.backspace is None else action == ids.backspace
         moved = jnp.where(erased, jnp.maximum(depth - 1, jnp.minimum(floor, depth)), depth + 1)
         now = (jnp.arange(A) == t)[None, :] & ~done[:, None]
@@ -200,11 +236,30 @@ def _sample(
             "done": done | (action == ids.eos),
             "length": s["length"] + ~done,
             "actions": jnp.where(now, action[:, None], s["actions"]),
+            "chosen": jnp.where(now, chosen[:, None], s["chosen"]),
+            "backspace": jnp.where(now, deleting[:, None], s["backspace"]),
             "log_probs": jnp.where(now, log_prob[:, None], s["log_probs"]),
             "forced": jnp.where(now, force[:, None], s["forced"]),
         }
 
     s = lax.while_loop(unfinished, step, state)
     return Completions(
-        s["actions"], s["log_probs"], s["forced"], s["length"], s["tokens"], s["depth"] + 1
-    )
+        actions=s["actions"], chosen=s["chosen"], backspace=s["backspace"],
+        log_probs=s["log_probs"], forced=s["forced"], length=s["length"],
+        tokens=s["tokens"], token_count=s["depth"] + 1,
+    )  # fmt: skip
+
+
+def _replace(keys: jax.Array, chosen: jax.Array, noise: Noise) -> jax.Array:
+    """`chosen` [B], or with probability `noise.rate` another of `noise.ids`."""
+    candidates = jnp.asarray(noise.ids)
+
+    def one(key: jax.Array, chosen: jax.Array) -> jax.Array:
+        same = candidates == chosen
+        others = len(noise.ids) - same.any()
+        happens, which = jax.random.uniform(key, (2,))
+        place = jnp.minimum(jnp.floor(which * others).astype(jnp.int32), others - 1)
+        place = place + (same.any() & (place >= jnp.argmax(same)))
+        return jnp.where((happens < noise.rate) & (others > 0), candidates[place], chosen)
+
+    return jax.vmap(one)(keys, chosen)

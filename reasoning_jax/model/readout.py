@@ -7,10 +7,12 @@ compute dtype. Sampling and training read the same `logits`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
@@ -23,15 +25,30 @@ if TYPE_CHECKING:
 
 # Automatic chunking keeps a chunk of logits at about this many elements (64 MiB in float32).
 _CHUNK_ELEMENTS = 1 << 24
+# Finite, and exp of it is 0: no gradient and no NaN comes from a banned action.
+_BANNED = -1e30
 
 
 @struct.dataclass
 class LabelScores:
-    """Per position: log p(label), whether the label is the argmax, and the logsumexp V(s)."""
+    """Per position: log p(label), whether the label is the argmax, and the logsumexp."""
 
     log_prob: Float[Array, "B T"]
     correct: Bool[Array, "B T"]
     logsumexp: Float[Array, "B T"]
+
+
+@struct.dataclass
+class ActionScores:
+    """Per position: log p(label), whether the label is the argmax, its raw logit, V(s) over the
+    state's own actions, and the probability of `<backspace>` (0 where there is none).
+    """
+
+    log_prob: Float[Array, "B T"]
+    correct: Bool[Array, "B T"]
+    logit: Float[Array, "B T"]
+    value: Float[Array, "B T"]
+    backspace: Float[Array, "B T"]
 
 
 def logits(params: Params, config: ModelConfig, hidden: Float[Array, "... D"]) -> jax.Array:
@@ -58,26 +75,81 @@ def score_labels(
     labels: Int[Array, "B T"],
 ) -> LabelScores:
     """Score one label a position, chunked along T. Labels must be valid ids, masked ones too."""
-    B, T, D = hidden.shape
-    chunk = chunk_length(config, B, T)
 
     def score(hidden: jax.Array, labels: jax.Array) -> LabelScores:
         z = logits(params, config, hidden)
-        top = lax.stop_gradient(z.max(-1))
-        logsumexp = jnp.log(jnp.exp(z - top[..., None]).sum(-1)) + top
-        is_label = jnp.arange(z.shape[-1]) == labels[..., None]
-        label_logit = jnp.where(is_label, z, 0.0).sum(-1)
-        return LabelScores(label_logit - logsumexp, label_logit >= top, logsumexp)
+        total, top = _logsumexp(z)
+        label_logit = _pick(z, labels)
+        return LabelScores(label_logit - total, label_logit >= top, total)
 
+    return in_chunks(score, config, hidden, labels)
+
+
+def score_actions(
+    params: Params,
+    config: ModelConfig,
+    hidden: Float[Array, "B T D"],
+    labels: Int[Array, "B T"],
+    at_floor: Bool[Array, "B T"],
+    *,
+    never: tuple[int, ...] = (),
+    backspace_id: int | None = None,
+) -> ActionScores:
+    """Score one action a position, and V(s) over the actions that its state has.
+
+    `never` are ids that are no action anywhere; `backspace_id` is none `at_floor`. log_prob and
+    `backspace` are of the plain softmax over all rows of the vocabulary.
+    """
+    no_action = np.zeros(config.vocab_size, bool)
+    no_action[list(never)] = True
+
+    def score(hidden: jax.Array, labels: jax.Array, at_floor: jax.Array) -> ActionScores:
+        z = logits(params, config, hidden)
+        total, top = _logsumexp(z)
+        label_logit = _pick(z, labels)
+        banned = jnp.asarray(no_action)
+        backspace = jnp.zeros_like(total)
+        if backspace_id is not None:
+            is_backspace = jnp.arange(config.vocab_size) == backspace_id
+            banned = banned | (is_backspace & at_floor[..., None])
+            backspace = jnp.exp(jnp.where(is_backspace, z, 0.0).sum(-1) - total)
+        value, _ = _logsumexp(jnp.where(banned, _BANNED, z))
+        return ActionScores(label_logit - total, label_logit >= top, label_logit, value, backspace)
+
+    return in_chunks(score, config, hidden, labels, at_floor)
+
+
+def in_chunks(
+    score: Callable[..., Any], config: ModelConfig, hidden: Float[Array, "B T D"], *rest: jax.Array
+) -> Any:
+    """`score(hidden, *rest)` for chunks of positions, recomputed in the backward pass.
+
+    Everything has axes [B, T, ...], what comes out too. Padding positions are zeros.
+    """
+    B, T = hidden.shape[:2]
+    chunk = chunk_length(config, B, T)
     if chunk >= T:
-        return score(hidden, labels)
+        return score(hidden, *rest)
     parts = -(-T // chunk)
-    padding = parts * chunk - T
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, padding)))
-    chunks = (
-        hidden.reshape(B, parts, chunk, D).swapaxes(0, 1),
-        labels.reshape(B, parts, chunk).swapaxes(0, 1),
-    )
-    scores = lax.map(lambda xs: jax.checkpoint(score)(*xs), chunks)
-    return jax.tree.map(lambda s: s.swapaxes(0, 1).reshape(B, parts * chunk)[:, :T], scores)
+
+    def split(x: jax.Array) -> jax.Array:
+        padding = ((0, 0), (0, parts * chunk - T), *[(0, 0)] * (x.ndim - 2))
+        x = jnp.pad(x, padding)
+        return x.reshape(B, parts, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(B, parts * chunk, *x.shape[3:])[:, :T]
+
+    chunks = tuple(split(x) for x in (hidden, *rest))
+    return jax.tree.map(join, lax.map(lambda xs: jax.checkpoint(score)(*xs), chunks))
+
+
+def _logsumexp(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(logsumexp, maximum) over the last axis, which may be split over devices."""
+    top = lax.stop_gradient(z.max(-1))
+    return jnp.log(jnp.exp(z - top[..., None]).sum(-1)) + top, top
+
+
+def _pick(z: jax.Array, labels: jax.Array) -> jax.Array:
+    """z[..., label], without a gather over an axis that may be split."""
+    return jnp.where(jnp.arange(z.shape[-1]) == labels[..., None], z, 0.0).sum(-1)

@@ -31,6 +31,26 @@ class Sum:
         return self.value / jnp.maximum(self.count, 1e-9) * (self.count > 0)
 
 
+@struct.dataclass
+class Mixture:
+    """A weighted sum of means: sum over k of weights[k] * sums[k].value / sums[k].count.
+
+    Each part has its own denominator (tokens, trajectories), and is still divided only once, after
+    everything has been added. The weights are the same for every part of a batch.
+    """
+
+    weights: tuple[Float[Array, ""], ...]
+    sums: tuple[Sum, ...]
+
+    def mean(self) -> jax.Array:
+        return sum((w * s.mean() for w, s in zip(self.weights, self.sums)), jnp.zeros(()))
+
+
+def as_mixture(total: Sum | Mixture) -> Mixture:
+    """A lone sum as the mixture of one."""
+    return total if isinstance(total, Mixture) else Mixture((jnp.float32(1),), (total,))
+
+
 def masked_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Sum:
     """Sum of values * weights. A value with weight 0 may be anything, NaN included."""
     weights = weights.astype(jnp.float32)

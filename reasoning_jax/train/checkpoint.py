@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from reasoning_jax.train.state import TrainState
@@ -41,44 +42,62 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> bool:
-        """Start saving a state under its step. False if that step is saved already."""
+    def save(
+        self,
+        state: TrainState,
+        data: dict[str, Any],
+        meta: dict[str, Any],
+        arrays: dict[str, np.ndarray] | None = None,
+    ) -> bool:
+        """Start saving a state under its step. False if that step is saved already.
+
+        `arrays` belong to the data, such as a replay buffer; they may change after the call.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return False
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(_storable(state.params)),
-                opt=ocp.args.StandardSave(state.opt_state),
-                data=ocp.args.JsonSave(data),
-                meta=ocp.args.JsonSave({**meta, "step": step}),
-            ),
-        )
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(_storable(state.params)),
+            "opt": ocp.args.StandardSave(state.opt_state),
+            "data": ocp.args.JsonSave(data),
+            "meta": ocp.args.JsonSave({**meta, "step": step}),
+        }
+        if arrays:
+            copies = {name: np.array(values) for name, values in arrays.items()}
+            items["replay"] = ocp.args.StandardSave(copies)
+        return self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
         """Return when the last save is on disk; raises what it raised."""
         self._manager.wait_until_finished()
 
     def restore(
-        self, like: TrainState, step: int | None = None
-    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
-        """(state, data place, meta) of a step (default: the newest), in the shardings of `like`.
+        self,
+        like: TrainState,
+        step: int | None = None,
+        arrays: dict[str, np.ndarray] | None = None,
+    ) -> tuple[TrainState, dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+        """(state, data place, meta, arrays) of a step (default: the newest), in the shardings of
+        `like`; `arrays` are like those that were saved.
 
         Raises:
           CheckpointError
         """
         step = self._require(step)
-        args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_storable(_abstract(like.params))),
-            opt=ocp.args.StandardRestore(_abstract(like.opt_state)),
-            data=ocp.args.JsonRestore(),
-            meta=ocp.args.JsonRestore(),
-        )
-        out = self._read(step, args)
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardRestore(_storable(_abstract(like.params))),
+            "opt": ocp.args.StandardRestore(_abstract(like.opt_state)),
+            "data": ocp.args.JsonRestore(),
+            "meta": ocp.args.JsonRestore(),
+        }
+        if arrays:
+            items["replay"] = ocp.args.StandardRestore(arrays)
+        out = self._read(step, ocp.args.Composite(**items))
         params = {"lora": {}, **out["params"]}
         counter = jax.device_put(jax.numpy.int32(step), like.step.sharding)
-        return TrainState(counter, params, out["opt"]), dict(out["data"]), dict(out["meta"])
+        state = TrainState(counter, params, out["opt"])
+        saved = {name: np.asarray(values) for name, values in (out.get("replay") or {}).items()}
+        return state, dict(out["data"]), dict(out["meta"]), saved
 
     def restore_params(self, like: Any, step: int | None = None) -> tuple[Any, int]:
         """(parameters, step) without the optimizer; `like` is an abstract or concrete tree."""

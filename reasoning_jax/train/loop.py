@@ -25,6 +25,8 @@ from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.step import Step
 
 DONE, PREEMPTED = 0, 42
+# Of the value sums, relative to V(s_0), in float32.
+GAP_TOLERANCE = 1e-3
 
 # evaluate(state) -> the scalars of a validation row; writes its own files.
 Evaluate = Callable[[TrainState], dict[str, float]]
@@ -42,6 +44,7 @@ class Run:
     step: Step
     evaluate: Evaluate
     meta: dict[str, Any]
+    debug: bool = False
 
 
 class Preemption:
@@ -84,8 +87,9 @@ def restore_if_any(
                 "folder away to start again"
             )
         return run.state, {}
-    state, place, meta = checkpoints.restore(run.state)
+    state, place, meta, arrays = checkpoints.restore(run.state, arrays=run.source.arrays())
     run.source.restore(place)
+    run.source.restore_arrays(arrays)
     return state, meta
 
 
@@ -107,8 +111,9 @@ def train(run: Run, quiet: bool = False) -> int:
             with watch.measure("checkpoint"):
                 unfinished = sums.save()
                 checkpoints.save(
-                    state, run.source.save(), {**run.meta, "unfinished_metrics": unfinished}
-                )
+                    state, run.source.save(), {**run.meta, "unfinished_metrics": unfinished},
+                    run.source.arrays(),
+                )  # fmt: skip
 
         def log(step: int) -> None:
             with watch.measure("step"):
@@ -132,6 +137,8 @@ def train(run: Run, quiet: bool = False) -> int:
                 with watch.measure("step"):
                     state, metrics = run.step(state, batch)
                     sums.add(metrics)
+                    if run.debug:
+                        check_identities(metrics, step)
                     if step == start + 1:
                         jax.block_until_ready(state.step)
                         writer.say(
@@ -153,6 +160,25 @@ def train(run: Run, quiet: bool = False) -> int:
             writer.close()
         run.state = state
         return DONE
+
+
+def check_identities(metrics: dict[str, Any], step: int) -> None:
+    """What must hold of a step's metrics whatever the parameters; waits for the device.
+
+    The discounted value sums of complete trajectories telescope to V(s_0) (SequenceMatch).
+
+    Raises:
+      AssertionError: they do not, so trajectories are cut or rows are out of order.
+    """
+    if "telescoping_gap" not in metrics:
+        return
+    gap = float(metrics["telescoping_gap"].value)
+    scale = max(1.0, *(abs(float(metrics[f"value_start_{s}"].mean())) for s in ("data", "model")))
+    if not gap <= GAP_TOLERANCE * scale:
+        raise AssertionError(
+            f"step {step}: the value sum of a trajectory is {gap:.3g} away from V(s_0) (of size "
+            f"{scale:.3g}); every trajectory must end in its terminal state"
+        )
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,26 +1,42 @@
 """Losses: a forward pass of the model bound to the mathematics of an objective. Pure.
 
-A loss is `loss(params, lora, batch) -> (Sum, metrics)`; every metric is a `Sum` too. What differs
-between objectives is which packing turns actions into states, and what is computed there.
+A loss is `loss(params, lora, batch, step) -> (Sum or Mixture, metrics)`; every metric is a `Sum`.
+What differs between objectives is which packing turns actions into states, and what is computed
+there; `step` counts finished steps, for schedules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from reasoning_jax import backspace
-from reasoning_jax.config import ConfigError, ModelConfig, ObjectiveConfig
+from reasoning_jax.config import ConfigError, ModelConfig, ObjectiveConfig, SequenceMatchConfig
 from reasoning_jax.data.batch import Batch
+from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model import attention, readout, transformer
+from reasoning_jax.objectives import sequencematch
 from reasoning_jax.objectives.likelihood import cross_entropy
-from reasoning_jax.objectives.masked import Sum, masked_sum
+from reasoning_jax.objectives.masked import Mixture, Sum, masked_sum
 
 Metrics = dict[str, Sum]
-Loss = Callable[[Any, Any, Batch], tuple[Sum, Metrics]]
+Loss = Callable[..., tuple[Sum | Mixture, Metrics]]
+
+
+@dataclass(frozen=True)
+class States:
+    """The states of a batch: `hidden` [B, T, D]; `weights` [B, T], those of the batch but 0 where P2
+    had no row left ("p2_lost" is their share); `depth` [B, T].
+    """
+
+    hidden: jax.Array
+    weights: jax.Array
+    depth: jax.Array
+    metrics: Metrics
 
 
 def causal_positions(segments: jax.Array) -> jax.Array:
@@ -31,7 +47,7 @@ def causal_positions(segments: jax.Array) -> jax.Array:
     return row - jax.lax.cummax(starts, axis=1)
 
 
-def hidden_states(
+def visit_states(
     params: Any,
     lora: Any,
     config: ModelConfig,
@@ -40,19 +56,18 @@ def hidden_states(
     layout: str,
     backspace_id: int | None,
     rows: int,
-) -> tuple[jax.Array, jax.Array, Metrics]:
-    """The hidden state [B, T, D] of every state of the batch, through the chosen packing, and the
-    loss weights [B, T]: those of the batch, 0 where P2 had no row left ("p2_lost" is their share).
+) -> States:
+    """Every state of the batch, through the chosen packing, in one forward pass.
 
     layout "causal" is for rows without backspaces; "p1" and "p2" as in `backspace.py`.
     """
     if layout == "causal":
+        positions = causal_positions(batch.segments)
         out = transformer.apply(
             params, config, batch.actions,
-            positions=causal_positions(batch.segments),
-            attention=attention.Causal(batch.segments), lora=lora,
+            positions=positions, attention=attention.Causal(batch.segments), lora=lora,
         )  # fmt: skip
-        return out.hidden, batch.weights, {}
+        return States(out.hidden, batch.weights, positions, {})
     assert backspace_id is not None
     arguments = (batch.actions, batch.segments, batch.floor, backspace_id)
     if layout == "p1":
@@ -61,7 +76,7 @@ def hidden_states(
             params, config, packed.tokens,
             positions=packed.positions, attention=attention.Dense(packed.mask), lora=lora,
         )  # fmt: skip
-        return out.hidden, batch.weights, {}
+        return States(out.hidden, batch.weights, packed.depth, {})
     dedup = backspace.deduplicate(*arguments, rows)
     out = transformer.apply(
         params, config, dedup.tokens,
@@ -69,38 +84,204 @@ def hidden_states(
     )  # fmt: skip
     pointer = jnp.minimum(dedup.pointer, rows - 1)
     hidden = jnp.take_along_axis(out.hidden, pointer[..., None], axis=1)
+    # The position of a token is the depth of the states that it is on top of.
+    depth = jnp.take_along_axis(dedup.positions, pointer, axis=1)
     # A state whose row did not fit has no logits: it must not be scored with another's.
     lost = dedup.pointer >= rows
     metrics = {"p2_lost": masked_sum(lost.astype(jnp.float32), batch.weights)}
-    return hidden, jnp.where(lost, 0.0, batch.weights), metrics
+    return States(hidden, jnp.where(lost, 0.0, batch.weights), depth, metrics)
 
 
-def make_loss(config: ModelConfig, objective: ObjectiveConfig, backspace_id: int | None) -> Loss:
-    """The loss of a supervised objective.
+def make_loss(
+    config: ModelConfig,
+    objective: ObjectiveConfig,
+    ids: ActionIds,
+    match: SequenceMatchConfig | None = None,
+) -> Loss:
+    """The loss of an objective.
 
     mle: cross-entropy of clean data. bc: the same on backspace-augmented data, whose labels include
     `<backspace>` (behavioural cloning, the first phase of SequenceMatch). Metrics also split bc's
-    accuracy into states with and without a wrong last token.
+    accuracy into states with and without a wrong last token. sequencematch: see `mixed_loss`.
 
     Raises:
       ConfigError: bc with a vocabulary that has no backspace.
     """
-    if objective.name == "bc" and backspace_id is None:
+    if objective.name == "bc" and ids.backspace is None:
         raise ConfigError('objective.name="bc" needs a vocabulary with <backspace>')
-    layout = "causal" if objective.name == "mle" else objective.layout
+    if objective.name == "sequencematch":
+        return mixed_loss(config, objective, ids, match or SequenceMatchConfig())
+    causal = objective.name != "bc"
 
-    def loss(params: Any, lora: Any, batch: Batch) -> tuple[Sum, Metrics]:
-        hidden, weights, metrics = hidden_states(
-            params, lora, config, batch,
-            layout=layout, backspace_id=backspace_id,
-            rows=objective.p2_rows or batch.actions.shape[1],
-        )  # fmt: skip
-        scores = readout.score_labels(params, config, hidden, batch.labels)
-        total = cross_entropy(scores.log_prob, weights)
+    def loss(params: Any, lora: Any, batch: Batch, step: Any = None) -> tuple[Sum, Metrics]:
+        del step
+        layout, rows = ("causal", 0) if causal else layout_of(objective, batch)
+        states = visit_states(
+            params, lora, config, batch, layout=layout, backspace_id=ids.backspace, rows=rows
+        )
+        scores = readout.score_labels(params, config, states.hidden, batch.labels)
+        total = cross_entropy(scores.log_prob, states.weights)
         correct = scores.correct.astype(jnp.float32)
-        metrics["accuracy"] = masked_sum(correct, weights)
+        metrics = {**states.metrics, "accuracy": masked_sum(correct, states.weights)}
         if objective.name == "bc":
-            metrics["accuracy_noised"] = masked_sum(correct, weights * batch.noised)
+            metrics["accuracy_noised"] = masked_sum(correct, states.weights * batch.noised)
         return total, metrics
 
     return loss
+
+
+def layout_of(objective: ObjectiveConfig, batch: Batch) -> tuple[str, int]:
+    """The packing of a batch, and its rows under P2 (see `ObjectiveConfig.layout`)."""
+    T = batch.actions.shape[1]
+    if objective.layout == "p2":
+        return "p2", objective.p2_rows or batch.token_rows or T
+    if objective.layout == "auto" and 0 < batch.token_rows < T:
+        return "p2", batch.token_rows
+    return "p1", T
+
+
+def beta_at(match: SequenceMatchConfig, step: Any) -> jax.Array:
+    """The share of behavioural cloning after `step` finished steps: 1, then linear to beta_end."""
+    passed = (jnp.asarray(step, jnp.float32) - match.bc_steps) / max(match.anneal_steps, 1)
+    # With nothing to anneal over, the first step after the bc steps is at the end already.
+    share = jnp.where(passed < 0, 0.0, jnp.minimum(passed, 1.0) if match.anneal_steps else 1.0)
+    return 1.0 + share * (match.beta_end - 1.0)
+
+
+def settings_of(match: SequenceMatchConfig) -> sequencematch.Settings:
+    """The objective's settings of a config section."""
+    return sequencematch.Settings(
+        divergence=match.divergence,
+        alpha=match.alpha,
+        gamma=match.gamma,
+        kappa_m=None if match.kappa_m < 0 else match.kappa_m,
+        terminal=match.terminal,
+        value_weight_data=match.value_weight_data,
+        value_weight_model=1 - match.value_weight_data,
+        value_form=match.value_form,
+        clamp=match.clamp,
+        domain_guard=match.domain_guard,
+    )
+
+
+def mixed_loss(
+    config: ModelConfig, objective: ObjectiveConfig, ids: ActionIds, match: SequenceMatchConfig
+) -> Loss:
+    """beta L_BC + (1 - beta) L_SM (Algorithm 1 of the SequenceMatch paper, as reported).
+
+    L_BC is the `bc` loss of the data, a mean over labels; L_SM the negative objective of
+    `objectives.sequencematch`, a mean over trajectories of data and of `batch.model`, which go
+    through the model in one forward pass. Without `batch.model` (the first bc_steps) the loss is
+    L_BC. In V(s) the actions are those that the sampler has; L_BC is over the whole vocabulary.
+    """
+    settings = settings_of(match)
+    scale = sequencematch.loss_scale(match.gamma, match.horizon)
+
+    def loss(params: Any, lora: Any, batch: Batch, step: Any) -> tuple[Sum | Mixture, Metrics]:
+        model = batch.model
+        both = batch if model is None else interleave(batch, model)
+        layout, rows = layout_of(objective, both) if ids.backspace is not None else ("causal", 0)
+        states = visit_states(
+            params, lora, config, both, layout=layout, backspace_id=ids.backspace, rows=rows
+        )
+        at_floor = states.depth <= both.floor
+        scores = readout.score_actions(
+            params, config, states.hidden, both.labels, at_floor & ids.floor_masked,
+            never=ids.never, backspace_id=ids.backspace,
+        )  # fmt: skip
+        above = (~at_floor).astype(jnp.float32)
+        of_data, above_data = scores, above
+        if model is not None:
+            (of_data, of_model), (above_data, above_model) = halves(scores), halves(above)
+        behaviour = cross_entropy(of_data.log_prob, batch.weights)
+        correct = of_data.correct.astype(jnp.float32)
+        noised = batch.noised.astype(jnp.float32)
+        metrics = {
+            "accuracy": masked_sum(correct, batch.weights),
+            "accuracy_noised": masked_sum(correct, batch.weights * noised),
+            "loss_bc": behaviour,
+        }
+        if ids.backspace is not None:
+            clean = batch.weights * (1 - noised) * above_data
+            metrics["backspace_noised"] = masked_sum(of_data.backspace, batch.weights * noised)
+            metrics["backspace_clean"] = masked_sum(of_data.backspace, clean)
+        if model is None:
+            return behaviour, metrics
+
+        data_rows = trajectory_rows(of_data, batch, match)
+        model_rows = trajectory_rows(of_model, model, match)
+        expert = sequencematch.data_side(data_rows, settings)
+        own = sequencematch.model_side(model_rows, settings)
+        beta = beta_at(match, step)
+        parts = (
+            behaviour,
+            sequencematch.loss_sum(expert, scale),
+            sequencematch.loss_sum(own, scale),
+        )
+        one = jnp.float32(1)
+        metrics |= {
+            "beta": Sum(beta, one),
+            "loss_sm_data": parts[1],
+            "loss_sm_model": parts[2],
+            "reward_data": Sum(expert.reward, expert.actions),
+            "reward_model": Sum(own.reward, own.actions),
+            "reward_beyond": Sum(expert.beyond + own.beyond, expert.actions + own.actions),
+            "value_start_data": Sum(expert.start_value, expert.trajectories),
+            "value_start_model": Sum(own.start_value, own.trajectories),
+            "value_sum_data": Sum(expert.value_sum, expert.trajectories),
+            "value_sum_model": Sum(own.value_sum, own.trajectories),
+            "value_end_data": Sum(expert.end_value, expert.trajectories),
+            "value_end_model": Sum(own.end_value, own.trajectories),
+            "telescoping_gap": Sum(jnp.maximum(expert.gap, own.gap), one),
+        }
+        if ids.backspace is not None:
+            chosen = (model.labels == ids.backspace) * model.weights
+            metrics["backspace_model"] = masked_sum(of_model.backspace, model.weights * above_model)
+            metrics["backspaces_per_rollout"] = Sum(chosen.sum(), own.trajectories)
+        if model.age is not None:
+            count = jnp.float32(model.age.shape[0])
+            metrics["rollout_age_steps"] = Sum(model.age.sum().astype(jnp.float32), count)
+        return Mixture((beta, 1 - beta, 1 - beta), parts), metrics
+
+    return loss
+
+
+def interleave(a: Batch, b: Batch) -> Batch:
+    """The rows of two batches of one shape, taking turns, so that none leaves its device."""
+
+    def pair(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
+
+    names = ("actions", "labels", "weights", "segments", "floor", "noised")
+    rows = max(a.token_rows, b.token_rows) if a.token_rows and b.token_rows else 0
+    return Batch(**{n: pair(getattr(a, n), getattr(b, n)) for n in names}, token_rows=rows)
+
+
+def halves(tree: Any) -> tuple[Any, Any]:
+    """The inverse of `interleave` for a tree of arrays."""
+
+    def take(k: int) -> Any:
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, k], tree)
+
+    return take(0), take(1)
+
+
+def trajectory_rows(
+    scores: readout.ActionScores, batch: Batch, match: SequenceMatchConfig
+) -> sequencematch.Rows:
+    """The rows of a batch as the objective reads them. Each segment ends in its terminal state.
+
+    Time starts at the start token or, with start="prompt", in the state after the prompt; rows
+    before that are no part of the trajectory.
+    """
+    segments = batch.segments
+    following = jnp.concatenate([segments[:, 1:], jnp.zeros_like(segments[:, :1])], axis=1)
+    real = segments > 0
+    terminal = real & (segments != following)
+    time = causal_positions(segments)
+    if match.start == "prompt":
+        # No prompt holds a backspace: the state after it is at the row of its own depth.
+        time = time - batch.floor
+    acts = real & ~terminal & (time >= 0)
+    own = acts if match.kappa_on_prompt else acts & (batch.weights > 0)
+    return sequencematch.Rows(scores.logit, scores.value, time, acts, terminal, own)

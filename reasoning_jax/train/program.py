@@ -5,6 +5,7 @@ Also the same parts without any array, to count bytes before a run (`plan_memory
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import optax
 from reasoning_jax import sharding
 from reasoning_jax.config import Config, ModelConfig
 from reasoning_jax.data.batch import Batch
+from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model import spec
 from reasoning_jax.train import losses, optimizer
 from reasoning_jax.train import state as states
@@ -36,7 +38,7 @@ class Program:
     step: Step
 
 
-def make_program(config: Config, model: ModelConfig, backspace_id: int | None) -> Program:
+def make_program(config: Config, model: ModelConfig, ids: ActionIds) -> Program:
     """Raises ConfigError for patterns that match nothing and objectives that cannot be."""
     specs = states.state_specs(config, model)
     trained = states.trained_paths(config, specs)
@@ -45,7 +47,7 @@ def make_program(config: Config, model: ModelConfig, backspace_id: int | None) -
         config.optimizer, config.train.steps, {path: flat[path].shape for path in trained}
     )
     schedule = optimizer.make_schedule(config.optimizer, config.train.steps)
-    loss = losses.make_loss(model, config.objective, backspace_id)
+    loss = losses.make_loss(model, config.objective, ids, config.sequencematch)
     step = make_train_step(config, loss, tx, schedule, trained)
     return Program(config, model, specs, trained, tx, loss, step)
 
@@ -84,12 +86,17 @@ def abstract_state(program: Program, mesh: jax.sharding.Mesh) -> states.TrainSta
 
 
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
-    """The shapes and shardings of a training batch."""
+    """The shapes and shardings of a training batch: of the largest, where steps differ."""
     shape = (config.train.batch_rows, config.data.seq_len)
     placed = sharding.batch_sharding(mesh)
-    ints = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placed)
-    floats = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=placed)
-    return Batch(ints, ints, floats, ints, ints, ints)  # pyright: ignore[reportArgumentType]
+    ints: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placed)
+    floats: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=placed)
+    batch = Batch(ints, ints, floats, ints, ints, ints)
+    if config.objective.name != "sequencematch":
+        return batch
+    rows = sharding.batch_sharding(mesh, 1)
+    age: Any = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
+    return dataclasses.replace(batch, model=dataclasses.replace(batch, age=age))
 
 
 def plan_memory(program: Program, mesh: jax.sharding.Mesh) -> dict[str, int]:

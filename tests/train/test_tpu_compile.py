@@ -29,7 +29,7 @@ def test_the_step_compiles_for_v5e(monkeypatch, shape):
     )  # fmt: skip
     assembly = assemble(config)
     with jax.set_mesh(mesh):
-        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+        program = make_program(config, assembly.model, assembly.ids)
         state, batch = abstract_state(program, mesh), abstract_batch(config, mesh)
         compiled = program.step.lower(state, batch).compile()
     memory = compiled.memory_analysis()

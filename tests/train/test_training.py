@@ -24,7 +24,7 @@ def steps_on_mesh(config, shape, steps):
     devices = jax.devices()[: int(np.prod(shape))]
     mesh = sharding.make_mesh(*shape, devices=devices)
     with jax.set_mesh(mesh):
-        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+        program = make_program(config, assembly.model, assembly.ids)
         state = fresh_state(program, mesh)
         source = SupervisedSource(
             assembly.examples("train"), assembly.encoder, batch_rows=config.train.batch_rows,
@@ -77,8 +77,8 @@ def test_states_that_find_no_row_in_p2_are_not_scored():
     assembly = assemble(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        cut = make_program(config, assembly.model, assembly.vocab.backspace_id)
-        whole = make_program(tiny_run(), assembly.model, assembly.vocab.backspace_id)
+        cut = make_program(config, assembly.model, assembly.ids)
+        whole = make_program(tiny_run(), assembly.model, assembly.ids)
         params = fresh_state(cut, mesh).params["model"]
         batch = SupervisedSource(
             assembly.examples("train"), assembly.encoder, batch_rows=8, seed=0, mesh=mesh
@@ -135,14 +135,14 @@ def initial(config):
     assembly = assemble(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+        program = make_program(config, assembly.model, assembly.ids)
         return jax.device_get(spec.flatten(fresh_state(program, mesh).params))
 
 
 def test_patterns_that_match_nothing_are_refused():
     config = tiny_run(optimizer={"freeze": ("attenton",)})
     with pytest.raises(ConfigError, match=r"attenton.*matches no parameter"):
-        make_program(config, assemble(config).model, 0)
+        make_program(config, assemble(config).model, assemble(config).ids)
 
 
 def test_weight_zero_and_padding_reach_no_gradient():
@@ -150,7 +150,7 @@ def test_weight_zero_and_padding_reach_no_gradient():
     assembly = assemble(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+        program = make_program(config, assembly.model, assembly.ids)
         params = fresh_state(program, mesh).params["model"]
         batch = SupervisedSource(
             assembly.examples("train"), assembly.encoder, batch_rows=8, seed=0, mesh=mesh
@@ -197,7 +197,7 @@ def test_the_memory_plan_counts_what_is_there():
     for shape in [(1, 1, 1), (1, 8, 1)]:
         mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
         with jax.set_mesh(mesh):
-            program = make_program(config, assembly.model, assembly.vocab.backspace_id)
+            program = make_program(config, assembly.model, assembly.ids)
             plans[shape] = plan_memory(program, mesh)
             state = fresh_state(program, mesh)
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params))
