@@ -37,7 +37,8 @@ class NgramNoise:
 
     Row r belongs to the previous token `previous_ids[r]` (ascending). Its continuations are
     `next_ids[starts[r]:starts[r + 1]]` (ascending); `cumulative[j]` is the sum of the counts of all
-    entries before the j-th. `text_ids` (ascending) is what noise may consist of.
+    entries before the j-th. `text_ids` (ascending) is what noise may consist of. All are int64: a
+    search in an array of another type would copy it first.
     """
 
     text_ids: np.ndarray
@@ -81,9 +82,9 @@ class NgramNoise:
         previous_ids, starts = np.unique(keys >> _SHIFT, return_index=True)
         noise = NgramNoise(
             text_ids=allowed,
-            previous_ids=previous_ids.astype(np.int32),
+            previous_ids=previous_ids,
             starts=np.append(starts, len(keys)),
-            next_ids=(keys & _MAX_ID).astype(np.int32),
+            next_ids=keys & _MAX_ID,
             cumulative=np.append(0, np.cumsum(counts)),
             smoothing=float(smoothing),
         )
@@ -104,7 +105,7 @@ class NgramNoise:
     def __repr__(self) -> str:
         checksum = 0
         for column in self._columns():
-            checksum = zlib.crc32(np.ascontiguousarray(column, np.int64).tobytes(), checksum)
+            checksum = zlib.crc32(column.tobytes(), checksum)
         return (
             f"NgramNoise(bigrams={len(self.next_ids)}, tokens={self.cumulative[-1]}, "
             f"text_ids={len(self.text_ids)}, smoothing={self.smoothing}, crc32={checksum:08x})"
