@@ -138,6 +138,7 @@ def test_names_tell_what_varies():
         "objective.name=mle,seed=0", "objective.name=mle,seed=1",
     )  # fmt: skip
     assert run_names(fixed({"seed": 3})) == ("seed=3",)
+    assert run_names(({"a": 1}, {"a": 2, "k": None})) == ("a=1", "a=2,k=None")
     assert run_names(({}, {"seed": 3})) == ("run", "seed=3")
     assert run_names(sweep("arg", ("objective=bc", "", "objective=mle,seed=1"))) == (
         "objective=bc", "arg=", "objective=mle,seed=1",
@@ -152,7 +153,7 @@ HARD = (
     *sweep("k", ("a/b", "a:b", "a-b", "A-B", "", "../..", "é", "x" * 300, "x" * 299 + "y")),
     *({"k": "p", "l": "q"}, {"k": "p,l=q"}, {"k": 1}, {"k": 1.0}, {"k": True}, {"k": (1, 2)}),
     *({"k": "1+2"}, {}, {"arg": ".."}, {"arg": "-rf"}, {"arg": "a,seed=1"}),
-    *({"arg": "a", "seed": 1}, {"_k": 0}, {"_k": 1}),
+    *({"arg": "a", "seed": 1}, {"_k": 0}, {"_k": 1}, {"k": "Q"}, {"k": "q"}),
 )  # fmt: skip
 
 
