@@ -32,6 +32,7 @@ _COMMANDS = {
     "report": "RUN [RUN ...]: one HTML page over run folders",
     "data": "build: write a task's problems as array_record files under --out",
     "export": "write a checkpoint as a Hugging Face folder to --out",
+    "sweep": "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
 }
 _USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
 # What each command heeds; any other flag is a mistake and is refused.
@@ -42,8 +43,13 @@ _TAKES = {
     "report": ("out",),
     "data": ("config", "debug", "out"),
     "export": ("config", "workdir", "debug", "checkpoint", "out"),
+    "sweep": ("config", "workdir", "index", "all", "list", "debug", "quiet"),
 }
 _WITH_RUN = ("evaluate", "sample", "export")
+_CONFIG_FILE_FUNCTIONS = {
+    "get_config": "that returns a ConfigDict",
+    "get_sweep": "that returns points, as in docs/sweeps.md",
+}
 # As config_flags finds them.
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _SAVED_CONFIG = Path(__file__).parent / "commands" / "saved_config.py"
@@ -85,7 +91,7 @@ def _run(argv: list[str]) -> int:
         for name, what in _COMMANDS.items():
             print(f"  {name:<10} {what}")
         print("flags: --print_config --dry_run --debug --quiet --checkpoint --prompt --prompt_file")
-        print("       --samples --out")
+        print("       --samples --out --index --all --list")
         return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
     command = argv[1]
     if command not in _COMMANDS:
@@ -99,6 +105,7 @@ def _run(argv: list[str]) -> int:
         "report": _report,
         "data": _data,
         "export": _export,
+        "sweep": _sweep,
     }[command]
     return handler(*_parse_flags(argv, command))
 
@@ -122,12 +129,15 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
         ("dry_run", "Print shapes, memory and batch tree; allocate nothing."),
         ("debug", "Checks for NaN, leaked tracers, reused keys; explains recompilation."),
         ("quiet", "No progress lines."),
+        ("all", "sweep: every run, one after the other."),
+        ("list", "sweep: print the runs and train none."),
     ):
         flags.DEFINE_bool(name, False, what, flag_values=known)
     flags.DEFINE_integer(
         "checkpoint", None, "Step to load; the newest by default.",
         lower_bound=0, flag_values=known,
     )  # fmt: skip
+    flags.DEFINE_integer("index", None, "sweep: the run to train, from 0.", flag_values=known)
     flags.DEFINE_integer(
         "samples", 1, "sample: completions a prompt.", lower_bound=1, flag_values=known
     )
@@ -143,6 +153,8 @@ def _parse_flags(argv: list[str], command: str) -> tuple[flags.FlagValues, list[
         if workdir is not None:
             # Before the overrides: --config.a.b applies to the run's own config.
             arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
+    if command == "sweep" and not has_config and argv[2:] and argv[2][:1] not in ("", "-"):
+        arguments[1] = f"--config={argv[2]}"
     _check_overrides(arguments)
     known = _define_flags(arguments)
     # Libraries read their own flags, of which we offer none.
@@ -163,6 +175,8 @@ def _parse_flags(argv: list[str], command: str) -> tuple[flags.FlagValues, list[
     if allowed is not None and len(rest) > allowed:
         extra = rest[allowed]
         hint = f"; did you mean --{extra}?" if extra.startswith("config.") else ""
+        if command == "sweep" and not hint:
+            hint = "; there is one CONFIG, right after the command or as --config=CONFIG"
         raise UsageError(f"unexpected argument {extra!r}{hint}\n{_USAGE}")
     return known, rest
 
@@ -218,7 +232,12 @@ def _check_override_type(key: str, default: Any, text: str | None) -> None:
 
 def _load_config_file(value: str) -> Any:
     """Run a config file's `get_config` and return what it gives. Raises UsageError."""
-    name, _, argument = value.partition(":")
+    name, colon, argument = value.partition(":")
+    return _open_config_file(name)("get_config", *([argument] if colon else []))
+
+
+def _open_config_file(name: str) -> Callable[..., Any]:
+    """Run a config file; returns `call(function, *arguments)`. Both raise UsageError."""
     path = Path(name)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path(".")
@@ -230,20 +249,34 @@ def _load_config_file(value: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    _in_words(name, spec.loader.exec_module, module)
+
+    def call(function: str, *arguments: str) -> Any:
+        if not hasattr(module, function):
+            raise UsageError(
+                f'{name} defines no {function}; it needs a `def {function}(arg=""):` '
+                f"{_CONFIG_FILE_FUNCTIONS[function]}"
+            )
+        result = _in_words(name, getattr(module, function), *arguments)
+        if function == "get_config" and not hasattr(result, "to_dict"):
+            raise UsageError(
+                f"{name}: get_config must return a ConfigDict, got {type(result).__name__}"
+            )
+        return result
+
+    return call
+
+
+def _in_words(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call into config file `name`; what is wrong there is a UsageError with its line."""
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config(argument) if ":" in value else module.get_config()
+        return function(*arguments)
     except Exception as error:
         if _exit_code(error) is not None:
             raise
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
         where = f", line {lines[-1]}" if lines else ""
         raise UsageError(f"{name}{where}: {type(error).__name__}: {_first_lines(error)}") from None
-    if not hasattr(config, "to_dict"):
-        raise UsageError(
-            f"{name}: get_config must return a ConfigDict, got {type(config).__name__}"
-        )
-    return config
 
 
 def _value_of(argv: Sequence[str], name: str) -> str | None:
@@ -356,6 +389,24 @@ def _export(known: flags.FlagValues, _: list[str]) -> int:
     from reasoning_jax.commands import export
 
     return export.export(config, workdir, Path(known.out), known.checkpoint)
+
+
+def _sweep(known: flags.FlagValues, _: list[str]) -> int:
+    if known.config is None:
+        raise UsageError("sweep needs a config: reasoning-jax sweep FILE[:ARG] --workdir=DIR --all")
+    workdir = _workdir(known, "sweep")
+    from reasoning_jax.commands import sweep
+
+    index = sweep.choose(known.index, known.all, known.list)
+    name, colon, arg = config_flags.get_config_filename(known["config"]).partition(":")
+    common = config_flags.get_override_values(known["config"])
+    call = _open_config_file(name)
+    runs = sweep.resolve_file(call, arg if colon else None, workdir, common)
+    if known.list:
+        return sweep.list_runs(runs, workdir)
+    if known.debug:
+        _switch_on_debugging()
+    return sweep.run_points(runs, workdir, index=index, common=common, quiet=known.quiet)
 
 
 def _switch_on_debugging() -> None:

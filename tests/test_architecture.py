@@ -124,7 +124,7 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 def test_what_checks_configs_and_text_loads_no_jax():
     modules = (
         "main", "config", "config_check", "vocab", "tasks", "report", "weights", "data.examples",
-        "data.jsonl", "commands.runfolder", "commands.saved_config",
+        "data.jsonl", "commands.runfolder", "commands.saved_config", "sweep", "commands.sweep",
     )  # fmt: skip
     lines = [f"import reasoning_jax.{m}" for m in modules]
     lines.append("import sys; sys.exit('jax' in sys.modules)")

@@ -167,6 +167,43 @@ REFUSED = {
     "nothing saved": ("evaluate --workdir={bare}", 4, ["checkpoints", "saved nothing"]),
     "nothing saved to sample": ("sample --workdir={bare} --prompt=1", 4, ["checkpoints"]),
     "nothing saved to export": ("export --workdir={bare} --out={new}", 4, ["checkpoints"]),
+    # Sweeps.
+    "sweep of nothing": ("sweep", 2, ["sweep needs a config", "reasoning-jax sweep FILE"]),
+    "sweep nowhere": ("sweep {sweep} --all", 2, ["sweep needs --workdir=DIR"]),
+    "sweep which": ("sweep {sweep} --workdir={new}", 2,
+                    ["--index=I, --all or --list", "SLURM_ARRAY_TASK_ID"]),
+    "sweep one and all": ("sweep {sweep} --workdir={new} --index=0 --all", 2, ["takes one of"]),
+    "sweep all and list": ("sweep {sweep} --workdir={new} --all --list", 2, ["takes one of"]),
+    "sweep two configs": ("sweep {sweep} --config={sweep} --workdir={new} --all", 2,
+                          ["unexpected argument", "one CONFIG"]),
+    "sweep config last": ("sweep --workdir={new} --all {sweep}", 2,
+                          ["unexpected argument", "right after the command"]),
+    "sweep by a word": ("sweep {sweep} --workdir={new} --index=first", 2, ["index", "first"]),
+    "sweep beyond": ("sweep {sweep} --workdir={new} --index=2", 2, ["index 2", "0 to 1"]),
+    "sweep before": ("sweep {sweep} --workdir={new} --index=-1", 2, ["index -1", "0 to 1"]),
+    "sweep without points": ("sweep {q} --workdir={new} --all", 2,
+                             ["tiny.py defines no get_sweep", "docs/sweeps.md"]),
+    "empty sweep": ("sweep {tmp}/empty_sweep.py --workdir={new} --all", 2, ["sweep is empty"]),
+    "sweep fails": ("sweep {tmp}/fails_sweep.py --workdir={new} --list", 2,
+                    ["fails_sweep.py, line 33", "ZeroDivisionError"]),
+    "sweep of an unknown key": ("sweep {tmp}/key_sweep.py --workdir={new} --all", 2,
+                                ["point 1", "train.stepz", "did you mean steps?"]),
+    "sweep of a wrong type": ("sweep {tmp}/type_sweep.py --workdir={new} --index=0", 2,
+                              ["point 1 (seed=x)", "seed must be an int"]),
+    "sweep config argument": ("sweep {sweep}:objektive=bc --workdir={new} --all", 2,
+                              ["objektive", "objective"]),
+    "argument that is lost": ("sweep {tmp}/arg_sweep.py:seed=3 --workdir={new} --all", 2,
+                              ["'seed=3'", "lost", "leave it out"]),
+    "swept and overridden": ("sweep {sweep} --workdir={new} --all --config.seed=3", 2,
+                             ["seed is swept"]),
+    "sweep override": ("sweep {sweep} --workdir={new} --all --config.train.stepz=3", 2,
+                       ["train.stepz", "did you mean steps?"]),
+    "sweep in a file": ("sweep {sweep} --workdir={sweep} --all", 2, ["cannot be written"]),
+    "another sweep": ("sweep {sweep} --workdir={tmp}/swept --all", 2, ["holds another sweep"]),
+    "train with an index": ("train --config={q} --workdir={new} --index=1", 2,
+                            ["train does not take --index"]),
+    "sweep of a checkpoint": ("sweep {sweep} --workdir={new} --all --checkpoint=1", 2,
+                              ["sweep does not take --checkpoint"]),
     # Prompts.
     "no prompt": ("sample --workdir={run}", 2, ["--prompt=TEXT", "--prompt_file=FILE"]),
     "two prompts": ("sample --workdir={run} --prompt=1 --prompt_file={q}", 2, ["either"]),
@@ -205,6 +242,8 @@ ACCEPTED = {
     "prosqa": "train --config={configs}/prosqa.py --print_config",
     "quickstart": "train --config={configs}/quickstart.py --print_config",
     "smollm2_finetune": "train --config={configs}/smollm2_finetune.py --print_config",
+    "list": "sweep {sweep}:seed=5 --workdir={new} --list --config.train.steps=9",
+    "list by flag": "sweep --list --workdir {new} --config {sweep}:seed=5",
     "print of a run": "evaluate --workdir={run} --print_config --config.evaluate.problems=3",
 }
 
@@ -223,6 +262,14 @@ CONFIG_FILES = {
 
 
 WHOLE = ("tiny.py", "syntax.py", "empty.py", "dict.py", "fails.py")
+SWEEPS = {
+    "sweep.py": "({'seed': s} for s in range(n, n + 2))",
+    "empty_sweep.py": "()",
+    "fails_sweep.py": "(1 / 0,)",
+    "key_sweep.py": "({}, {'train.stepz': 3})",
+    "type_sweep.py": "({}, {'seed': 'x'})",
+    "arg_sweep.py": "({'arg': 'seed=1'}, {'arg': 'seed=2'})",
+}
 
 
 def body(line):
@@ -245,6 +292,13 @@ def places(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("main")
     for name, text in CONFIG_FILES.items():
         (tmp / name).write_text(text if name in WHOLE else body(text))
+    for name, points in SWEEPS.items():
+        n = "    n = rc.parse_arg(arg, seed=0, objective='bc').seed\n"
+        own = f"\n\ndef get_sweep(arg=''):\n{n}    return tuple({points})\n"
+        (tmp / name).write_text(TINY + own)
+    runfolder.write_json(
+        tmp / "swept" / "sweep.json", {"runs": [{"name": "a", "overrides": {}, "config": ""}]}
+    )
     (tmp / "binary.txt").write_bytes(b"1+\xff\n")
     (tmp / "empty.txt").write_text(" \n\n\t\n")
     config, vocab = tiny(), V.make_vocab(V.CharCodec("\n+-=0123456789"))
@@ -265,6 +319,7 @@ def places(tmp_path_factory):
     return {
         "q": tmp / "tiny.py", "smollm2": CONFIGS / "smollm2_finetune.py", "configs": CONFIGS,
         "tmp": tmp, "new": tmp / "new", "run": tmp / "run", "bare": tmp / "bare",
+        "sweep": tmp / "sweep.py",
     }  # fmt: skip
 
 
@@ -276,6 +331,7 @@ def results(places):
     done = subprocess.run(
         [sys.executable, "-c", DRIVER], input=json.dumps(argv), capture_output=True, text=True,
         timeout=300, check=False, cwd=places["tmp"],
+        env={name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -324,11 +380,20 @@ def test_printed_configs_are_configs(results, places):
     assert printed("last workdir") == tiny()
 
 
+@pytest.mark.parametrize("name", ["list", "list by flag"])
+def test_a_sweep_is_listed(results, name):
+    code, out, err, started = results[name]
+    assert (code, err, started) == (0, "", False)
+    assert [line.split() for line in out.splitlines()] == [
+        ["0", "seed=5", "-", '{"seed":', "5}"], ["1", "seed=6", "-", '{"seed":', "6}"],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["help", "help of a command"])
 def test_help_lists_every_command(results, name):
     code, out, err, _ = results[name]
     assert (code, err) == (0, "")
-    for command in ("train", "evaluate", "sample", "report", "data", "export"):
+    for command in ("train", "sweep", "evaluate", "sample", "report", "data", "export"):
         assert f"\n  {command} " in out
 
 

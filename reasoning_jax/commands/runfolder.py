@@ -67,8 +67,7 @@ def check_same_run(workdir: Path, config: Config) -> None:
     # compared as it stands, and differs.
     with contextlib.suppress(ConfigError):
         before = to_dict(from_dict(before))
-    changed = changed_keys(before, to_dict(config))
-    fixed = [c for c in changed if c.split(".")[0] not in _MAY_CHANGE or c in _FIXED]
+    fixed = deciding(changed_keys(before, to_dict(config)))
     if fixed:
         raise ConfigError(
             f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
@@ -139,6 +138,11 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
         ]
     same = json.dumps(before) == json.dumps(after)
     return [] if same else [prefix[:-1]]
+
+
+def deciding(keys: Sequence[str]) -> list[str]:
+    """Those of some dotted names whose values make a config that of another run."""
+    return [key for key in keys if key.split(".")[0] not in _MAY_CHANGE or key in _FIXED]
 
 
 def _version(package: str) -> str:

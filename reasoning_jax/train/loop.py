@@ -48,7 +48,10 @@ class Run:
 
 
 class Preemption:
-    """Turns SIGTERM and SIGINT into a flag for the duration of a `with` block."""
+    """Turns SIGTERM and SIGINT into a flag for the duration of a `with` block.
+
+    Of two nested blocks the outer one's flag is set too, and the inner one begins with it.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -58,6 +61,7 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
+        self.requested |= any(outer.requested for outer in self._outer())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -69,6 +73,12 @@ class Preemption:
         if self.requested:
             raise KeyboardInterrupt(f"second signal {number} while saving")
         self.requested = True
+        for outer in self._outer():
+            outer.requested = True
+
+    def _outer(self) -> list[Preemption]:
+        owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
+        return [owner for owner in owners if isinstance(owner, Preemption)]
 
 
 def restore_if_any(
