@@ -191,7 +191,8 @@ class SequenceMatchConfig:
     domain_guard: where phi is defined for x > lo only, below lo + 0.001: go on as its tangent
       ("linear") or as a constant ("clamp").
     start: where time and discounting begin: at <bos>, or at the end of the prompt.
-    floor_backspace: at the prompt's end, "masked": there is no such action; "noop": it does nothing.
+    floor_backspace: at the prompt's end there is no such action ("masked"), or one without effect
+      ("noop").
     horizon: the loss is J times (1 - gamma) if 0, else J / (1 + gamma + ... + gamma^(horizon-1)).
     bc_steps, anneal_steps, beta_end: beta is 1 for bc_steps, then falls linearly to beta_end.
     """

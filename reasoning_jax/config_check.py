@@ -29,7 +29,6 @@ from reasoning_jax.config import (
     show,
 )
 
-
 # What replay.capacity_rollouts=0 stands for, in batches.
 BATCHES_KEPT = 16
 
@@ -197,8 +196,8 @@ def validate(config: Config) -> None:
         config.objective.unlikelihood_weight != ObjectiveConfig.unlikelihood_weight
     ):
         raise ConfigError(
-            f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect on "
-            f'objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
+            f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect "
+            f'on objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
         )
     _check_sequencematch(config)
     if train.batch_rows % optimizer.accumulate:
@@ -280,7 +279,8 @@ def _check_sequencematch(config: Config) -> None:
     if not capacity and refresh > BATCHES_KEPT * rows:
         raise ConfigError(
             f"replay.refresh_rollouts={refresh} is more than the buffer holds, {BATCHES_KEPT} x "
-            f"train.batch_rows = {BATCHES_KEPT * rows}; set replay.capacity_rollouts, or refresh less"
+            f"train.batch_rows = {BATCHES_KEPT * rows}; set replay.capacity_rollouts, or refresh "
+            "less"
         )
     if replay.noise_rate and not config.noise.rate:
         raise ConfigError(
@@ -293,8 +293,8 @@ def _check_sequencematch(config: Config) -> None:
         )
     if config.objective.p2_rows:
         raise ConfigError(
-            f"objective.p2_rows={config.objective.p2_rows} may lose states, and sequencematch needs "
-            "them all; set it to 0"
+            f"objective.p2_rows={config.objective.p2_rows} may lose states, and sequencematch "
+            "needs them all; set it to 0"
         )
 
 

@@ -125,13 +125,13 @@ def allowed_actions(
 def make_sampler(
     config: ModelConfig, sampling: SamplingConfig, ids: ActionIds, noise: Noise | None = None
 ) -> Callable[..., Completions]:
-    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora=None, limit=None)`.
+    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora, limit)`.
 
     prompts [B, P]: right-padded, `prompt_length[b]` >= 1 ids count. floor [B]: the depth (index of
     the last undeletable token) below which nothing is deleted; prompt_length - 1 protects the whole
     prompt. row_ids [B]: the global index of each row; a row's samples depend on `key`, its own id
-    and its own prompt alone, not on its batch mates. limit [B]: the row's own action budget, at
-    most sampling.max_actions, which is what it is by default.
+    and its own prompt alone, not on its batch mates. lora: adapters, or None (the default). limit
+    [B]: the row's own action budget, at most sampling.max_actions, which is the default.
     """
     return functools.partial(_sample, config=config, sampling=sampling, ids=ids, noise=noise)
 

@@ -1,4 +1,4 @@
-"""A first-in-first-out buffer of trajectories: what was executed, what was chosen, and how old it is.
+"""A first-in-first-out buffer of trajectories: what was executed, what was chosen, and when.
 
 Logits are not kept: the training step computes them again, with the parameters of its own time.
 Plain numpy of fixed shapes, so that the buffer is a part of a checkpoint; it draws no samples from

@@ -7,6 +7,7 @@ there; `step` counts finished steps, for schedules.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,8 @@ Loss = Callable[..., tuple[Sum | Mixture, Metrics]]
 
 @dataclass(frozen=True)
 class States:
-    """The states of a batch: `hidden` [B, T, D]; `weights` [B, T], those of the batch but 0 where P2
-    had no row left ("p2_lost" is their share); `depth` [B, T].
+    """The states of a batch: `hidden` [B, T, D], `depth` [B, T] and `weights` [B, T], which are
+    those of the batch, but 0 where P2 had no row left ("p2_lost" is their share).
     """
 
     hidden: jax.Array
@@ -252,9 +253,9 @@ def interleave(a: Batch, b: Batch) -> Batch:
     def pair(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
 
-    names = ("actions", "labels", "weights", "segments", "floor", "noised")
     rows = max(a.token_rows, b.token_rows) if a.token_rows and b.token_rows else 0
-    return Batch(**{n: pair(getattr(a, n), getattr(b, n)) for n in names}, token_rows=rows)
+    alone = (dataclasses.replace(x, model=None, age=None, token_rows=rows) for x in (a, b))
+    return jax.tree.map(pair, *alone)
 
 
 def halves(tree: Any) -> tuple[Any, Any]:

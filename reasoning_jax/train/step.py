@@ -28,8 +28,8 @@ def make_train_step(
     """One optimizer step. The gradient is that of the loss's sums over their whole batch's counts,
     so that any number of accumulation parts gives the gradient of the whole batch.
 
-    Metrics are `Sum`s; "loss" divides to nats per counted label, or to the mean over the steps where
-    the loss is a mixture.
+    Metrics are `Sum`s; "loss" divides to nats per counted label, or, where the loss is a mixture,
+    to the mean over the steps.
     """
     parts = config.optimizer.accumulate
 
