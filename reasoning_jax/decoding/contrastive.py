@@ -166,8 +166,10 @@ def _search(
         next_slot = depth[:, None] + 1
         own = slot[:, None] == (next_slot + jnp.arange(k)[None, :])[..., None]
         in_context = slot < next_slot
-        # A row at its depth limit ends whatever its candidates are: no position is beyond it.
-        position = jnp.minimum(next_slot, last[:, None] + new_tokens)
+        position = next_slot
+        if config.position == "learned":
+            # Behind a text that fills the table: such a row ends, whatever its candidates are.
+            position = jnp.minimum(position, config.max_positions - 1)
         out = transformer.apply(
             params, config, candidates, positions=position + jnp.zeros_like(candidates),
             attention=attention.Dense(own | in_context[:, None]),

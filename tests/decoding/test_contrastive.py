@@ -64,7 +64,8 @@ def hidden_of(config, params, sequences):
 def oracle(config, params, prompt, sampling, ids=IDS):
     """Equation 5 with plain lists: everything computed anew for every candidate of every step.
 
-    Returns actions, log-probabilities and the smallest margin by which a decision was taken.
+    Returns actions, log-probabilities, whether the last was forced, and the smallest margin by
+    which a decision was taken.
     """
     never = [i for i in (*ids.never, ids.backspace) if i is not None]
     text, actions, log_probs, margin = list(prompt), [], [], np.inf
@@ -87,32 +88,35 @@ def oracle(config, params, prompt, sampling, ids=IDS):
         ordered = sorted(scores, reverse=True)
         margin = min([margin, *(a - b for a, b in itertools.pairwise(ordered))])
         action = candidates[int(np.argmax(scores))]
+        wanted = action
         if len(actions) == sampling.max_actions - 1 or len(text) - len(prompt) >= new_tokens:
             action = ids.eos
         actions.append(action)
         log_probs.append(np.log(p[action]))
         text.append(action)
         if action == ids.eos:
-            return actions, log_probs, margin
+            return actions, log_probs, wanted != action, margin
 
 
 @pytest.mark.parametrize(
-    ("name", "penalty"),
-    [("llama", 0.2), ("llama", 0.6), ("llama", 1.0), ("gpt2", 0.6), ("qwen3", 0.6)],
+    ("name", "penalty", "new_tokens"),
+    [("llama", 0.2, 0), ("llama", 0.6, 2), ("llama", 1.0, 0), ("gpt2", 0.6, 0), ("qwen3", 0.6, 4)],
 )
-def test_it_equals_a_full_recompute_in_numpy(name, penalty):
+def test_it_equals_a_full_recompute_in_numpy(name, penalty, new_tokens):
     config = MODELS[name]
     params, prompts = init(config), some_prompts(0)
     assert len({len(p) for p in prompts}) > 2, "padding must differ between the rows"
-    sampling = dataclasses.replace(SEARCH, contrastive_penalty=penalty)
+    sampling = dataclasses.replace(SEARCH, contrastive_penalty=penalty, max_new_tokens=new_tokens)
     out = search(config, params, prompts, sampling)
     for b, prompt in enumerate(prompts):
-        actions, log_probs, margin = oracle(config, params, prompt, sampling)
+        actions, log_probs, forced, margin = oracle(config, params, prompt, sampling)
         assert margin > 1e-5, "too close for float32; take another seed"
         assert texts(out)[b] == actions
         np.testing.assert_allclose(out.log_probs[b, : len(actions)], log_probs, atol=1e-5)
         standing = out.tokens[b, : out.token_count[b]].tolist()
         assert standing == prompt + actions
+        assert out.forced[b, : len(actions)].tolist() == [False] * (len(actions) - 1) + [forced]
+        assert not out.tokens[b, out.token_count[b] :].any(), "written after <eos>"
     greedy = dataclasses.replace(sampling, contrastive_penalty=0.0)
     unlike = [a != b for a, b in zip(texts(out), texts(search(config, params, prompts, greedy)))]
     assert sum(unlike) > 2, "the penalty changes too little to be tested"
@@ -184,30 +188,25 @@ def test_limits_force_eos_and_say_so():
     assert out.tokens[0, : out.token_count[0]].tolist() == [1, 2, 5, 5, 5, EOS]
 
 
+def test_forced_says_whether_the_limit_changed_the_choice():
+    """A row is forced exactly where, without the limit, it would have gone on."""
+    params, prompts = init(LLAMA), some_prompts(7, 256)
+    free = search(LLAMA, params, prompts)
+    limited = search(LLAMA, params, prompts, dataclasses.replace(SEARCH, max_new_tokens=2))
+    at_limit = free.length > 2
+    ends = free.actions[at_limit, 2] == EOS
+    assert 3 < ends.sum() < at_limit.sum()
+    assert (limited.actions[at_limit, 2] == EOS).all()
+    np.testing.assert_array_equal(limited.forced[at_limit, 2], ~ends)
+    np.testing.assert_array_equal(limited.actions[:, :2], free.actions[:, :2])
+
+
 def test_nothing_is_written_after_eos():
     config, params = biased(LLAMA, EOS)
     out = search(config, params, [[1], [2, 3]])
     assert out.length.tolist() == [1, 1]
     assert not out.actions[:, 1:].any()
     assert not out.forced.any()
-
-
-def test_the_last_learned_position_is_enough():
-    """At the limit no position beyond those of the longest text is asked for."""
-    prompts = [[1, 2, 3], [4]]
-    positions = 3 + A
-    small = dataclasses.replace(MODELS["gpt2"], max_positions=positions)
-    params = init(small)
-    table = params["embedding"]["positions"]
-    large = dataclasses.replace(small, max_positions=positions + 8)
-    more = jnp.full((8, small.d_model), jnp.nan)
-    params_large = {
-        **params, "embedding": {**params["embedding"], "positions": jnp.concatenate([table, more])}
-    }  # fmt: skip
-    sampling = dataclasses.replace(SEARCH, max_new_tokens=A - 1)
-    outs = [search(c, p, prompts, sampling) for c, p in ((small, params), (large, params_large))]
-    assert texts(outs[0]) == texts(outs[1])
-    assert np.isfinite(outs[1].log_probs).all()
 
 
 def test_adapters_act_as_when_merged():
