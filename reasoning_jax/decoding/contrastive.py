@@ -1,0 +1,223 @@
+"""Contrastive search: the most probable tokens, re-ranked against repeating what stands already.
+
+Su et al. 2022, arXiv 2202.06417, equation 5. Of the k most probable tokens V_k it takes
+
+    argmax over v in V_k of  (1 - alpha) p(v | x) - alpha max_j cos(h_v, h_j)
+
+where j runs over all of the context, prompt and start token included, and h is the decoder's last
+hidden state: after the final norm, as in transformers 4.52, which the tests hold this against. A
+tie goes to the more probable token. It is deterministic, and it never deletes: `<backspace>` is not
+among the candidates.
+
+Deviations: p is the softmax over the tokens that may be chosen (text and <eos>), so what a model
+gives to `<backspace>` counts for nothing; at the limits <eos> is forced, as in `sampler.py`.
+
+How: each step feeds the k candidates as k tokens of one row, all at the next position, each of them
+seeing the context and itself. So the cache is never repeated k times: it has k slots after the
+context, and the chosen candidate's slot is copied to the first of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from reasoning_jax import sharding
+from reasoning_jax.config import ModelConfig, SamplingConfig
+from reasoning_jax.decoding.sampler import (
+    FORBIDDEN,
+    ActionIds,
+    Completions,
+    action_log_probs,
+    allowed_actions,
+)
+from reasoning_jax.model import attention, readout, transformer
+from reasoning_jax.model import cache as kv
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+# The model's own distribution: contrastive search has neither temperature nor filters.
+_UNFILTERED = SamplingConfig(temperature=1.0)
+
+
+def make_contrastive_sampler(
+    config: ModelConfig, sampling: SamplingConfig, ids: ActionIds
+) -> Callable[..., Completions]:
+    """A jitted `search(params, prompts, prompt_length, floor, row_ids, key, lora=None)`.
+
+    Takes the arguments of the function that `sampler.make_sampler` returns, so that one may stand
+    for the other; `floor`, `row_ids` and `key` change nothing here. Of `sampling` it reads
+    `contrastive_candidates` (more than the vocabulary holds means all of it),
+    `contrastive_penalty`, `max_actions` and `max_new_tokens`. `log_probs` are those of p above.
+    """
+    never = ids.never if ids.backspace is None else (*ids.never, ids.backspace)
+    ids = ActionIds(ids.eos, None, never)
+    return functools.partial(_search, config=config, sampling=sampling, ids=ids)
+
+
+def contrastive_scores(
+    log_probs: Float[Array, "B k"],
+    candidates: Float[Array, "B k D"],
+    context: Float[Array, "B S D"],
+    in_context: Bool[Array, "B S"],
+    penalty: float,
+) -> Float[Array, "B k"]:
+    """Equation 5 for k candidates: their log-probabilities and unit vectors, and the context's.
+
+    A candidate that has no probability (`FORBIDDEN`) scores below every other.
+    """
+    cosine = jnp.einsum("bkd,bsd->bks", candidates, context)
+    likeness = jnp.where(in_context[:, None], cosine, -jnp.inf).max(-1)
+    scores = (1.0 - penalty) * jnp.exp(log_probs) - penalty * likeness
+    return jnp.where(log_probs > FORBIDDEN, scores, FORBIDDEN)
+
+
+def _unit(hidden: jax.Array) -> jax.Array:
+    """Hidden states [..., D] as float32 vectors of length 1; a zero vector stays zero."""
+    hidden = hidden.astype(jnp.float32)
+    square = jnp.square(hidden).sum(-1, keepdims=True)
+    return hidden * lax.rsqrt(jnp.maximum(square, jnp.finfo(jnp.float32).tiny))
+
+
+def _move_slot(
+    stacked: Float[Array, "L B S K H"], source: Int[Array, " B"], target: Int[Array, " B"]
+) -> Float[Array, "L B S K H"]:
+    """Copy each row's slot `source` onto its slot `target`, in every layer."""
+
+    def move(row: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+        slot = lax.dynamic_slice_in_dim(row, source, 1, axis=0)
+        return lax.dynamic_update_slice_in_dim(row, slot, target, axis=0)
+
+    return jax.vmap(jax.vmap(move), in_axes=(0, None, None))(stacked, source, target)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "ids"))
+def _search(
+    params: Any,
+    prompts: jax.Array,
+    prompt_length: jax.Array,
+    floor: jax.Array,
+    row_ids: jax.Array,
+    key: jax.Array,
+    lora: Any = None,
+    *,
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    ids: ActionIds,
+) -> Completions:
+    del floor, row_ids, key
+    B, P = prompts.shape
+    V = config.vocab_size
+    A = sampling.max_actions
+    k = min(sampling.contrastive_candidates, V)
+    new_tokens = sampling.max_new_tokens or A
+    # The deepest row feeds its candidates behind its last new token.
+    slots = P + new_tokens + k
+    batch_axis = sharding.axis_of(prompts, 0)
+
+    positions = jnp.broadcast_to(jnp.arange(P), (B, P))
+    if sharding.has_mesh():
+        positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
+    prefill = transformer.apply(
+        params, config, prompts, positions=positions,
+        cache=kv.init_cache(config, B, slots, batch_axis), lora=lora,
+    )  # fmt: skip
+    assert prefill.cache is not None
+    last = prompt_length - 1
+    zeros = jnp.zeros_like(prompt_length)
+    wide = jnp.zeros_like(prompts[:, :1])
+    slot = jnp.arange(slots)[None, :]
+
+    def columns(n: int, dtype: Any) -> jax.Array:
+        return jnp.concatenate([wide.astype(dtype)] * n, axis=1)
+
+    at_top = (jnp.arange(P)[None, :] == last[:, None])[..., None]
+    state = {
+        "step": jnp.int32(0),
+        "cache": prefill.cache,
+        "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
+        "top": jnp.where(at_top, prefill.hidden, 0).sum(1),
+        "context": jnp.pad(_unit(prefill.hidden), ((0, 0), (0, slots - P), (0, 0))),
+        "depth": last,
+        "done": zeros > 0,
+        "length": zeros,
+        "actions": columns(A, jnp.int32),
+        "log_probs": columns(A, jnp.float32),
+        "forced": columns(A, bool),
+    }
+
+    def unfinished(s: dict[str, Any]) -> jax.Array:
+        return (s["step"] < A) & ~s["done"].all()
+
+    def step(s: dict[str, Any]) -> dict[str, Any]:
+        depth, done, t = s["depth"], s["done"], s["step"]
+        logits = readout.logits(params, config, s["top"])
+        log_probs = action_log_probs(logits, allowed_actions(ids, V, depth, last), _UNFILTERED)
+        log_probs = sharding.reshard(log_probs, sharding.P(batch_axis, None))
+        candidate_log_probs, candidates = lax.top_k(log_probs, k)
+
+        # [B, k]: k alternatives for the next position, in the k slots behind the context.
+        next_slot = depth[:, None] + 1
+        own = slot[:, None] == (next_slot + jnp.arange(k)[None, :])[..., None]
+        in_context = slot < next_slot
+        position = next_slot
+        if config.position == "learned":
+            # Behind a text that fills the table: such a row ends, whatever its candidates are.
+            position = jnp.minimum(position, config.max_positions - 1)
+        out = transformer.apply(
+            params, config, candidates, positions=position + jnp.zeros_like(candidates),
+            attention=attention.Dense(own | in_context[:, None]),
+            cache=kv.rewind(s["cache"], depth + 1), lora=lora,
+        )  # fmt: skip
+        assert out.cache is not None
+        units = _unit(out.hidden)
+        scores = contrastive_scores(
+            candidate_log_probs, units, s["context"], in_context, sampling.contrastive_penalty
+        )
+        best = jnp.argmax(scores, axis=-1)
+        is_best = jnp.arange(k)[None, :] == best[:, None]
+        chosen = jnp.where(is_best, candidates, 0).sum(-1)
+
+        at_limit = (t == A - 1) | (depth - last >= new_tokens)
+        force = at_limit & (chosen != ids.eos)
+        action = jnp.where(at_limit, ids.eos, chosen).astype(jnp.int32)
+        is_action = jnp.arange(V)[None, :] == action[:, None]
+        log_prob = jnp.where(is_action, log_probs, 0.0).sum(-1)
+
+        now = (jnp.arange(A) == t)[None, :] & ~done[:, None]
+        written = (slot == next_slot) & ~done[:, None]
+        kept = kv.Cache(
+            _move_slot(out.cache.keys, depth + 1 + best, depth + 1),
+            _move_slot(out.cache.values, depth + 1 + best, depth + 1),
+            depth + 2,
+        )
+        unit = jnp.where(is_best[..., None], units, 0).sum(1)
+        return {
+            "step": t + 1,
+            "cache": kept,
+            "tokens": jnp.where(written, action[:, None], s["tokens"]),
+            "top": jnp.where(is_best[..., None], out.hidden, 0).sum(1),
+            "context": jnp.where(written[..., None], unit[:, None], s["context"]),
+            "depth": jnp.where(done, depth, depth + 1),
+            "done": done | (action == ids.eos),
+            "length": s["length"] + ~done,
+            "actions": jnp.where(now, action[:, None], s["actions"]),
+            "log_probs": jnp.where(now, log_prob[:, None], s["log_probs"]),
+            "forced": jnp.where(now, force[:, None], s["forced"]),
+        }
+
+    s = lax.while_loop(unfinished, step, state)
+    return Completions(
+        actions=s["actions"],
+        log_probs=s["log_probs"],
+        forced=s["forced"],
+        length=s["length"],
+        tokens=s["tokens"],
+        token_count=s["depth"] + 1,
+    )
