@@ -29,6 +29,8 @@ from reasoning_jax.vocab import Vocab
 _TRIAL = 64
 # Validation and test problems that a task source offers.
 _HELD_OUT = 100_000
+# Tokens of the training data from which n-gram noise is counted.
+_NGRAM_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def assemble(
     Raises:
       ConfigError, TaskError, DataError, VocabError, WeightsError
     """
+    config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
     task = _task(config) if with_data else None
     model, notes = config.model, ()
     if config.weights.path:
@@ -97,18 +100,47 @@ def assemble(
         raise ConfigError('objective.name="bc" needs vocab.backspace=True')
     units = task.noise_units() if task is not None else ()
     noise = config.noise if with_data else replace(config.noise, rate=0.0)
-    matched = config.objective.name == "sequencematch"
     encoder = Encoder(
-        vocab, config.data, noise, noise_ids(vocab, noise, units), terminal_row=matched
-    )
+        vocab, config.data, noise, noise_ids(vocab, noise, units),
+        terminal_row=config.objective.name == "sequencematch",
+        cut=config.data.source == "text",
+    )  # fmt: skip
+    if noise.rate and noise.source == "ngram":
+        encoder = replace(encoder, ngrams=_ngrams(config, task, encoder))
     assembly = Assembly(config, task, vocab, model, encoder, notes)
     if with_data:
         _try_out(assembly)
     return assembly
 
 
+def window_chars(config: Config) -> int:
+    """Characters of a text window: what is set, or what data.seq_len positions hold.
+
+    A tokenizer's or a word's token is taken to be four characters; a window that is longer after
+    all loses its end. 0 where the data are no text.
+    """
+    if config.data.source != "text" or config.data.window_chars:
+        return config.data.window_chars
+    each = 1 if config.vocab.kind in ("char", "byte") else 4
+    return max(1, each * (config.data.seq_len - 2))
+
+
+def _ngrams(config: Config, task: Task | None, encoder: Encoder) -> Any:
+    """Bigram counts of the training data's first tokens."""
+    from reasoning_jax.data.ngram import NgramNoise
+
+    source = open_source(config.data, task, "train")
+
+    def sequences() -> Any:
+        for i in range(len(source)):
+            prompt, response = encoder.render(source[i])
+            yield encoder.prompt_ids(prompt) + encoder.vocab.encode(response)
+
+    return NgramNoise.from_sequences(sequences(), encoder.vocab.text_ids(), _NGRAM_TOKENS)
+
+
 def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
-    """Random access to the examples of a split, from a task, a JSONL file or a TFDS folder."""
+    """Random access to the examples of a split: of a task, a JSONL file, text, a TFDS folder."""
     if data.source == "jsonl":
         from reasoning_jax.data.jsonl import JsonlSource
         from reasoning_jax.data.splits import HashSplit
@@ -116,6 +148,11 @@ def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
         if not data.validation_path:
             return HashSplit(JsonlSource(data.path), split)
         return JsonlSource(data.path if split == "train" else data.validation_path)
+    if data.source == "text":
+        from reasoning_jax.data.text import TextSource
+
+        assert data.window_chars, "resolved by assemble"
+        return TextSource(data.path, data.window_chars, split)
     if data.source == "tfds":
         from reasoning_jax.data.builder import TfdsSource
 
@@ -146,7 +183,7 @@ def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
 
 
 def _task(config: Config) -> Task | None:
-    if config.data.source == "jsonl":
+    if config.data.source in ("jsonl", "text"):
         return None
     if config.data.source == "tfds":
         from reasoning_jax.data.builder import TfdsSource
@@ -238,6 +275,8 @@ def _try_out(assembly: Assembly) -> None:
     for i in range(min(_TRIAL, len(source))):
         example: Example = source[i]
         assembly.encoder.encode(example, rng)
+        if assembly.config.data.source == "text":
+            continue
         _, response = assembly.encoder.render(example)
         if not assembly.judge(source, i)(response):
             raise ConfigError(
@@ -284,6 +323,31 @@ def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
             )
         )
     return items
+
+
+def text_windows(assembly: Assembly, split: str, count: int) -> list[list[int]]:
+    """The first `count` windows of a split of text as ids, evenly spread, cut to data.seq_len.
+
+    Raises:
+      ConfigError: no window is longer than what is given of it, or learned positions end before
+        a continuation would.
+    """
+    source, encoder = assembly.examples(split), assembly.encoder
+    config = assembly.config
+    count = min(count, len(source))
+    places = [i * len(source) // count for i in range(count)]
+    windows = [
+        (encoder.prompt_ids("") + encoder.vocab.encode(source[i].answer))[: config.data.seq_len]
+        for i in places
+    ]
+    given = config.evaluate.prompt_tokens + 1
+    if max(map(len, windows)) <= given:
+        raise ConfigError(
+            f"evaluate.prompt_tokens={config.evaluate.prompt_tokens} leaves nothing to continue of "
+            f"windows of {max(map(len, windows))} tokens; lower it"
+        )
+    check_room(assembly.model, config.sampling, given)
+    return windows
 
 
 def clean_encoder(encoder: Encoder) -> Encoder:

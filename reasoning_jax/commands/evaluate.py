@@ -6,9 +6,8 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax.commands.assemble import evaluation_items
 from reasoning_jax.commands.load import load_trained
-from reasoning_jax.commands.train import run_evaluation, write_evaluation
+from reasoning_jax.commands.train import make_measure, write_evaluation
 from reasoning_jax.config import Config
 from reasoning_jax.evaluate.accuracy import Evaluation
 
@@ -17,9 +16,8 @@ def evaluate(config: Config, workdir: Path, step: int | None) -> int:
     """Evaluate a step (default: the newest) as `config.evaluate` and `config.sampling` say."""
     trained = load_trained(config, workdir, step)
     e = config.evaluate
-    items = evaluation_items(trained.assembly, e.split, e.problems)
     with jax.set_mesh(trained.mesh):
-        result = run_evaluation(trained.assembly, trained.mesh, trained.params, items)
+        result = make_measure(trained.assembly, trained.mesh)(trained.params)
     write_evaluation(workdir, trained.step, e.split, result)
     print(f"step {trained.step}, {e.split} split")
     print(table(result))

@@ -34,7 +34,7 @@ def sample(
         completions = complete(
             trained.params["model"], adapters(trained.params, config), assembly.model,
             assembly.vocab, config.sampling, rows, jax.random.key(config.seed),
-            config.evaluate.batch_rows, trained.mesh,
+            config.evaluate.batch_rows, trained.mesh, assembly.ids.floor_masked,
         )  # fmt: skip
     colour = sys.stdout.isatty()
     for i, completion in enumerate(completions):

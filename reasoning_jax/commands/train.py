@@ -17,19 +17,21 @@ from reasoning_jax.commands.assemble import (
     corruption_ids,
     evaluation_items,
     first_examples,
+    text_windows,
 )
-from reasoning_jax.config import Config, ObjectiveConfig, to_dict
+from reasoning_jax.config import Config, ConfigError, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
+from reasoning_jax.evaluate.generation import FeatureModel, evaluate_text
 from reasoning_jax.model import spec
 from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import Vocab
+from reasoning_jax.vocab import TokenizerCodec, Vocab, extend_pretrained
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -142,7 +144,7 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
 def make_evaluate(
     assembly: Assembly, mesh: jax.sharding.Mesh, workdir: Path
 ) -> Callable[[states.TrainState], dict[str, float]]:
-    """Evaluation of a state on the configured split: clean loss, accuracy, recovery.
+    """Evaluation of a state on the configured split: clean loss, and what `make_measure` measures.
 
     Writes `eval/step_N.json` and `samples/step_N.jsonl`; returns the scalars.
     """
@@ -156,17 +158,71 @@ def make_evaluate(
         Batch(**{n: jax.device_put(x, sharding.batch_sharding(mesh)) for n, x in b.items()})
         for b in fixed_batches(examples, clean_encoder(assembly.encoder), rows, config.seed)
     ]
-    items = evaluation_items(assembly, config.evaluate.split, count)
+    measure = make_measure(assembly, mesh)
     clean_loss = jax.jit(losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.ids))
 
     def evaluate(state: states.TrainState) -> dict[str, float]:
         adapters = states.adapters(state.params, config)
         scalars = loop.validation_loss(clean_loss, state, placed, adapters)
-        result = run_evaluation(assembly, mesh, state.params, items)
+        result = measure(state.params)
         write_evaluation(workdir, int(state.step), config.evaluate.split, result)
         return {**scalars, **{n: m.to_dict()["value"] for n, m in result.metrics.items()}}
 
     return evaluate
+
+
+def make_measure(
+    assembly: Assembly, mesh: jax.sharding.Mesh
+) -> Callable[[spec.Params], Evaluation]:
+    """All measures for given parameters: of problems, or of text. Depends on the seed alone.
+
+    Raises:
+      ConfigError, DataError: what is evaluated on does not fit or is not there.
+    """
+    config, e = assembly.config, assembly.config.evaluate
+    if config.data.source != "text":
+        items = evaluation_items(assembly, e.split, e.problems)
+        return lambda params: run_evaluation(assembly, mesh, params, items)
+    windows = text_windows(assembly, e.split, e.problems)
+    load_features = feature_model(assembly, mesh) if e.mauve else None
+
+    def measure(params: spec.Params) -> Evaluation:
+        adapters = states.adapters(params, config)
+        features = load_features(params) if load_features else None
+        return evaluate_text(
+            params["model"], adapters, assembly.model, assembly.vocab, config.sampling, windows,
+            prompt_tokens=e.prompt_tokens, batch_rows=e.batch_rows, saved_samples=e.saved_samples,
+            key=jax.random.fold_in(jax.random.key(config.seed), KEY_EVALUATE), mesh=mesh,
+            floor_masked=assembly.ids.floor_masked, features=features,
+        )  # fmt: skip
+
+    return measure
+
+
+def feature_model(
+    assembly: Assembly, mesh: jax.sharding.Mesh
+) -> Callable[[spec.Params], FeatureModel]:
+    """The model of `evaluate.feature_weights`, or the one that is evaluated itself."""
+    path, config = assembly.config.evaluate.feature_weights, assembly.config
+    if not path:
+        return lambda params: FeatureModel(
+            params["model"], states.adapters(params, config), assembly.model, assembly.vocab, "self"
+        )
+    from reasoning_jax import weights
+
+    tokenizer = weights.read_tokenizer(path)
+    if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
+        raise ConfigError(
+            f"evaluate.feature_weights={path!r} comes without a tokenizer.json; put it beside the "
+            'weights, or leave the key "" to take the trained model itself'
+        )
+    loaded = weights.load(path, mesh=mesh)
+    codec = TokenizerCodec(tokenizer.tokenizer_json)
+    vocab, _ = extend_pretrained(
+        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id, backspace=False
+    )
+    model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
+    return lambda params: model
 
 
 def run_evaluation(
@@ -186,14 +242,14 @@ def run_evaluation(
         corrupt_ids=corruption_ids(assembly.vocab, assembly.task),
         batch_rows=e.batch_rows, saved_samples=e.saved_samples,
         key=jax.random.fold_in(jax.random.key(config.seed), KEY_EVALUATE), seed=config.seed,
-        mesh=mesh,
+        mesh=mesh, floor_masked=assembly.ids.floor_masked,
     )  # fmt: skip
 
 
 def write_evaluation(workdir: Path, step: int, split: str, result: Evaluation) -> None:
     """The files of one evaluation, as the report reads them."""
     values = result.to_dict()
-    n = values["metrics"]["exact_match"]["n"]
+    n = max(m["n"] for m in values["metrics"].values())
     runfolder.write_json(
         workdir / "eval" / f"step_{step:08d}.json",
         {"step": step, "split": split, "n_problems": n, **values},

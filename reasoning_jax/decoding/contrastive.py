@@ -148,6 +148,7 @@ def _search(
         "done": zeros > 0,
         "length": zeros,
         "actions": columns(A, jnp.int32),
+        "chosen": columns(A, jnp.int32),
         "log_probs": columns(A, jnp.float32),
         "forced": columns(A, bool),
     }
@@ -208,6 +209,7 @@ def _search(
             "done": done | (action == ids.eos),
             "length": s["length"] + ~done,
             "actions": jnp.where(now, action[:, None], s["actions"]),
+            "chosen": jnp.where(now, chosen[:, None].astype(jnp.int32), s["chosen"]),
             "log_probs": jnp.where(now, log_prob[:, None], s["log_probs"]),
             "forced": jnp.where(now, force[:, None], s["forced"]),
         }
@@ -215,6 +217,8 @@ def _search(
     s = lax.while_loop(unfinished, step, state)
     return Completions(
         actions=s["actions"],
+        chosen=s["chosen"],
+        backspace=jnp.zeros_like(s["log_probs"]),
         log_probs=s["log_probs"],
         forced=s["forced"],
         length=s["length"],

@@ -18,6 +18,7 @@ import numpy as np
 
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
+from reasoning_jax.decoding.contrastive import make_contrastive_sampler
 from reasoning_jax.decoding.sampler import ActionIds, make_sampler
 from reasoning_jax.model import readout, transformer
 from reasoning_jax.vocab import Vocab
@@ -39,7 +40,7 @@ class Completion:
     """One sampled completion, on the host.
 
     `text` is what stands behind the floor in the end, without <eos>; `truncated` if a limit ended
-    it.
+    it; `backspace` the probability of <backspace> before each action.
     """
 
     prompt: Prompt
@@ -48,6 +49,7 @@ class Completion:
     forced: list[bool]
     text: str
     truncated: bool
+    backspace: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -88,14 +90,17 @@ def complete(
     key: jax.Array,
     batch_rows: int,
     mesh: jax.sharding.Mesh,
+    floor_masked: bool = True,
 ) -> list[Completion]:
-    """Sample one completion a prompt, in batches of `batch_rows`; order is kept.
+    """Decode one completion a prompt as `sampling` says, in batches of `batch_rows`, in order.
 
-    A completion depends on `key`, its place in `prompts` and its own prompt alone.
+    A completion depends on `key`, its place in `prompts` and its own prompt alone. Unless
+    `floor_masked`, a backspace at the floor is an action, without effect.
     """
     if not prompts:
         return []
-    sampler = make_sampler(config, sampling, ActionIds.of(vocab))
+    make = {"sample": make_sampler, "contrastive": make_contrastive_sampler}[sampling.method]
+    sampler = make(config, sampling, ActionIds.of(vocab, floor_masked))
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_rows = min(batch_rows, len(prompts))
     batch_rows += -batch_rows % split
@@ -129,7 +134,7 @@ def _to_host(out: Any, i: int, prompt: Prompt, vocab: Vocab) -> Completion:
     forced = out.forced[i, :n].tolist()
     return Completion(
         prompt, out.actions[i, :n].tolist(), out.log_probs[i, :n].tolist(), forced,
-        vocab.decode(visible), any(forced),
+        vocab.decode(visible), any(forced), out.backspace[i, :n].tolist(),
     )  # fmt: skip
 
 
@@ -204,6 +209,24 @@ def _label_log_prob_impl(
 _label_log_prob = jax.jit(_label_log_prob_impl, static_argnames=("label", "config"))
 
 
+def visited_backspace(
+    completion: Completion, reference: Sequence[int], vocab: Vocab
+) -> list[tuple[float, bool]]:
+    """The probability of <backspace> at each state that a completion visited above its floor, and
+    whether what stood there was a beginning of the reference response.
+    """
+    standing: list[int] = []
+    found: list[tuple[float, bool]] = []
+    for action, probability in zip(completion.actions, completion.backspace):
+        if standing:
+            found.append((probability, list(reference[: len(standing)]) == standing))
+        if action != vocab.backspace_id:
+            standing.append(action)
+        elif standing:
+            standing.pop()
+    return found
+
+
 @dataclass(frozen=True)
 class EvaluationItem:
     """A prompt with its reference response (ids, <eos> last), a group label and a judge."""
@@ -247,6 +270,7 @@ def evaluate_items(
     key: jax.Array,
     seed: int,
     mesh: jax.sharding.Mesh,
+    floor_masked: bool = True,
 ) -> Evaluation:
     """Everything this module measures, over the same items.
 
@@ -264,7 +288,7 @@ def evaluate_items(
     def run(prompts: list[Prompt], purpose: int) -> list[Completion]:
         return complete(
             params, lora, config, vocab, sampling, prompts, jax.random.fold_in(key, purpose),
-            batch_rows, mesh,
+            batch_rows, mesh, floor_masked,
         )  # fmt: skip
 
     n = samples_per_problem
@@ -279,8 +303,15 @@ def evaluate_items(
         erased = sum(a == vocab.backspace_id for c in mine for a in c.actions)
         record("backspaces_per_completion", item, erased / n)
         record("truncated", item, sum(c.truncated for c in mine) / n)
+        if vocab.backspace_id is not None and sampling.method == "sample":
+            visited = [p for c in mine for p in visited_backspace(c, item.response, vocab)]
+            off_track = [p for p, on_track in visited if not on_track]
+            if visited:
+                record("backspace_model", item, sum(p for p, _ in visited) / len(visited))
+            if off_track:
+                record("backspace_model_wrong", item, sum(off_track) / len(off_track))
         if i < saved_samples:
-            result.samples.append(_sample_record(mine[0], right[0], item, "clean", vocab))
+            result.samples.append(sample_record(mine[0], right[0], item, "clean", vocab))
 
     if corrupt_tokens:
         rng = np.random.default_rng([seed, 1])
@@ -293,7 +324,7 @@ def evaluate_items(
             right = item.is_correct(c.text)
             record("corrupted_exact_match", item, float(right))
             if i < saved_samples:
-                result.samples.append(_sample_record(c, right, item, "corrupted", vocab))
+                result.samples.append(sample_record(c, right, item, "corrupted", vocab))
         if vocab.backspace_id is not None:
             wrong = backspace_probability(
                 params, lora, config, vocab,
@@ -318,7 +349,7 @@ def evaluate_items(
     return result
 
 
-def _sample_record(
+def sample_record(
     c: Completion, right: bool, item: EvaluationItem, kind_of_prompt: str, vocab: Vocab
 ) -> dict[str, Any]:
     """A completion as the report's trace viewer reads it; pieces join to `text`."""

@@ -77,12 +77,16 @@ def score_labels(
     """Score one label a position, chunked along T. Labels must be valid ids, masked ones too."""
 
     def score(hidden: jax.Array, labels: jax.Array) -> LabelScores:
-        z = logits(params, config, hidden)
-        total, top = _logsumexp(z)
-        label_logit = _pick(z, labels)
-        return LabelScores(label_logit - total, label_logit >= top, total)
+        return label_scores(logits(params, config, hidden), labels)
 
     return in_chunks(score, config, hidden, labels)
+
+
+def label_scores(z: Float[Array, "B C V"], labels: Int[Array, "B C"]) -> LabelScores:
+    """The scores of given float32 logits."""
+    total, top = _logsumexp(z)
+    label_logit = _pick(z, labels)
+    return LabelScores(label_logit - total, label_logit >= top, total)
 
 
 def score_actions(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reasoning_jax import backspace
+from reasoning_jax import backspace, sharding
 from reasoning_jax.config import ConfigError, ModelConfig, ObjectiveConfig, SequenceMatchConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.decoding.sampler import ActionIds
@@ -23,6 +23,7 @@ from reasoning_jax.model import attention, readout, transformer
 from reasoning_jax.objectives import sequencematch
 from reasoning_jax.objectives.likelihood import cross_entropy
 from reasoning_jax.objectives.masked import Mixture, Sum, masked_sum
+from reasoning_jax.objectives.unlikelihood import candidate_mask, unlikelihood
 
 Metrics = dict[str, Sum]
 Loss = Callable[..., tuple[Sum | Mixture, Metrics]]
@@ -103,13 +104,16 @@ def make_loss(
 
     mle: cross-entropy of clean data. bc: the same on backspace-augmented data, whose labels include
     `<backspace>` (behavioural cloning, the first phase of SequenceMatch). Metrics also split bc's
-    accuracy into states with and without a wrong last token. sequencematch: see `mixed_loss`.
+    accuracy into states with and without a wrong last token. sequencematch: see `mixed_loss`;
+    unlikelihood: `unlikelihood_loss`.
 
     Raises:
       ConfigError: bc with a vocabulary that has no backspace.
     """
     if objective.name == "bc" and ids.backspace is None:
         raise ConfigError('objective.name="bc" needs a vocabulary with <backspace>')
+    if objective.name == "unlikelihood":
+        return unlikelihood_loss(config, objective, ids)
     if objective.name == "sequencematch":
         return mixed_loss(config, objective, ids, match or SequenceMatchConfig())
     causal = objective.name != "bc"
@@ -127,6 +131,45 @@ def make_loss(
         if objective.name == "bc":
             metrics["accuracy_noised"] = masked_sum(correct, states.weights * batch.noised)
         return total, metrics
+
+    return loss
+
+
+def unlikelihood_loss(config: ModelConfig, objective: ObjectiveConfig, ids: ActionIds) -> Loss:
+    """mle, and `unlikelihood_weight` times the token-level unlikelihood of each position, summed
+    over its candidates (Welleck et al. 2019). What is no text (<bos>, ...) is no candidate.
+    """
+    weight = jnp.float32(objective.unlikelihood_weight)
+
+    def loss(params: Any, lora: Any, batch: Batch, step: Any = None) -> tuple[Mixture, Metrics]:
+        del step
+        states = visit_states(
+            params, lora, config, batch, layout="causal", backspace_id=None, rows=0
+        )
+        tokens, segments = batch.actions, batch.segments
+
+        def score(hidden: jax.Array, labels: jax.Array, row: jax.Array) -> Any:
+            z = readout.logits(params, config, hidden)
+            candidates = candidate_mask(
+                tokens, segments, labels, start=row[0, 0], excluded=(*ids.never, ids.eos)
+            )
+            return (
+                readout.label_scores(z, labels),
+                unlikelihood(z, tokens, candidates),
+            )
+
+        row = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        row = sharding.reshard(row, sharding.P(sharding.axis_of(tokens, 0), None))
+        scores, unlikely = readout.in_chunks(score, config, states.hidden, batch.labels, row)
+        likelihood = cross_entropy(scores.log_prob, states.weights)
+        repeats = masked_sum(unlikely, states.weights)
+        correct = scores.correct.astype(jnp.float32)
+        metrics = {
+            "accuracy": masked_sum(correct, states.weights),
+            "loss_mle": likelihood,
+            "loss_unlikelihood": repeats,
+        }
+        return Mixture((jnp.float32(1), weight), (likelihood, repeats)), metrics
 
     return loss
 
