@@ -325,7 +325,8 @@ class EvaluateConfig:
     """Evaluation on `problems` problems of `split`, `samples_per_problem` completions each.
 
     `pass_at_k` lists the k of unbiased pass@k. `corrupt_tokens` wrong tokens are put after a random
-    correct prefix of the response to measure recovery; 0 leaves that out.
+    correct prefix of the response to measure recovery; 0 leaves that out. `corrupt_also` lists
+    further numbers of them, each measured by itself.
 
     For data.source "text": documents are continued after `prompt_tokens` tokens, and `mauve` (with
     features of `feature_weights`: "" is the trained model itself, else a weight file or "smollm2")
@@ -337,6 +338,7 @@ class EvaluateConfig:
     samples_per_problem: int = _number(1, 1)
     pass_at_k: tuple[int, ...] = (1,)
     corrupt_tokens: int = _number(1, 0, 64)
+    corrupt_also: tuple[int, ...] = ()
     batch_rows: int = _number(256, 1)
     saved_samples: int = _number(16, 0)
     prompt_tokens: int = _number(16, 0)

@@ -314,6 +314,17 @@ def _check_architecture(model: ModelConfig) -> None:
 
 
 def _check_evaluate(evaluate: EvaluateConfig) -> None:
+    for n in evaluate.corrupt_also:
+        if not 1 <= n <= 64 or n == evaluate.corrupt_tokens:
+            raise ConfigError(
+                f"evaluate.corrupt_also={evaluate.corrupt_also}: every number must be between 1 "
+                f"and 64, and not evaluate.corrupt_tokens={evaluate.corrupt_tokens} again"
+            )
+    if evaluate.feature_weights and not evaluate.mauve:
+        raise ConfigError(
+            f"evaluate.feature_weights={evaluate.feature_weights!r} has no effect with "
+            "evaluate.mauve=False; set it to True"
+        )
     for k in evaluate.pass_at_k:
         if not 1 <= k <= evaluate.samples_per_problem:
             raise ConfigError(

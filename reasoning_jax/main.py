@@ -33,6 +33,7 @@ _COMMANDS = {
     "data": "build: write a task's problems as array_record files under --out",
     "export": "write a checkpoint as a Hugging Face folder to --out",
     "sweep": "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
+    "reproduce": "PAPER/EXPERIMENT: run it at --scale=cpu|gpu|paper, make its table",
 }
 _USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
 # What each command heeds; any other flag is a mistake and is refused.
@@ -44,6 +45,7 @@ _TAKES = {
     "data": ("config", "debug", "out"),
     "export": ("config", "workdir", "debug", "checkpoint", "out"),
     "sweep": ("config", "workdir", "index", "all", "list", "debug", "quiet"),
+    "reproduce": ("config", "workdir", "scale", "debug", "quiet"),
 }
 _WITH_RUN = ("evaluate", "sample", "export")
 _CONFIG_FILE_FUNCTIONS = {
@@ -106,6 +108,7 @@ def _run(argv: list[str]) -> int:
         "data": _data,
         "export": _export,
         "sweep": _sweep,
+        "reproduce": _reproduce,
     }[command]
     return handler(*_parse_flags(argv, command))
 
@@ -121,6 +124,7 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
         ("workdir", "Folder of the run."),
         ("prompt", "sample: the text to continue."),
         ("prompt_file", "sample: a file with one prompt a line."),
+        ("scale", "reproduce: cpu, gpu or paper."),
         ("out", "report: the HTML file; data, export: the folder."),
     ):
         flags.DEFINE_string(name, None, what, flag_values=known)
@@ -155,6 +159,10 @@ def _parse_flags(argv: list[str], command: str) -> tuple[flags.FlagValues, list[
             arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
     if command == "sweep" and not has_config and argv[2:] and argv[2][:1] not in ("", "-"):
         arguments[1] = f"--config={argv[2]}"
+    if command == "reproduce" and not has_config and argv[2:] and argv[2][:1] not in ("", "-"):
+        from reasoning_jax.commands.reproduce import experiment_file
+
+        arguments[1] = f"--config={experiment_file(argv[2])}"
     _check_overrides(arguments)
     known = _define_flags(arguments)
     # Libraries read their own flags, of which we offer none.
@@ -407,6 +415,22 @@ def _sweep(known: flags.FlagValues, _: list[str]) -> int:
     if known.debug:
         _switch_on_debugging()
     return sweep.run_points(runs, workdir, index=index, common=common, quiet=known.quiet)
+
+
+def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
+    if known.config is None:
+        raise UsageError("reproduce needs an experiment: reasoning-jax reproduce PAPER/EXPERIMENT")
+    workdir = _workdir(known, "reproduce")
+    from reasoning_jax.commands import reproduce
+
+    name, _, given = config_flags.get_config_filename(known["config"]).partition(":")
+    if given:
+        raise UsageError(f"reproduce takes its scale as --scale=cpu|gpu|paper, not as :{given}")
+    if known.debug:
+        _switch_on_debugging()
+    common = config_flags.get_override_values(known["config"])
+    call = _open_config_file(name)
+    return reproduce.reproduce(call, known.scale or "cpu", workdir, common, known.quiet)
 
 
 def _switch_on_debugging() -> None:

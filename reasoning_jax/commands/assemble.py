@@ -310,7 +310,8 @@ def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
         example = source[i]
         prompt, response = encoder.render(example)
         prompt_ids, response_ids = encoder.prompt_ids(prompt), encoder.response_ids(response)
-        wrong = assembly.config.evaluate.corrupt_tokens
+        e = assembly.config.evaluate
+        wrong = max(e.corrupt_tokens, *e.corrupt_also, 0)
         # The longest corrupted prompt: all of the response but <eos>, and the wrong tokens.
         longest = len(prompt_ids) + (len(response_ids) - 1 + wrong if wrong else 0)
         check_room(assembly.model, assembly.config.sampling, longest)

@@ -242,7 +242,7 @@ def run_evaluation(
         corrupt_ids=corruption_ids(assembly.vocab, assembly.task),
         batch_rows=e.batch_rows, saved_samples=e.saved_samples,
         key=jax.random.fold_in(jax.random.key(config.seed), KEY_EVALUATE), seed=config.seed,
-        mesh=mesh, floor_masked=assembly.ids.floor_masked,
+        mesh=mesh, floor_masked=assembly.ids.floor_masked, corrupt_also=e.corrupt_also,
     )  # fmt: skip
 
 

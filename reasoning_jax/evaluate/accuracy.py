@@ -271,11 +271,13 @@ def evaluate_items(
     seed: int,
     mesh: jax.sharding.Mesh,
     floor_masked: bool = True,
+    corrupt_also: Sequence[int] = (),
 ) -> Evaluation:
     """Everything this module measures, over the same items.
 
     exact_match and corrupted_exact_match are means over problems, so their standard errors are
-    those of independent problems whatever `samples_per_problem` is.
+    those of independent problems whatever `samples_per_problem` is. For each N of `corrupt_also`
+    there is a corrupted_N_exact_match, after N wrong tokens.
     """
     result = Evaluation({}, {}, [])
 
@@ -333,6 +335,17 @@ def evaluate_items(
             )  # fmt: skip
             for (item, _), probability in zip(pairs, wrong):
                 record("backspace_corrupted", item, probability)
+
+    for purpose, wrong_tokens in enumerate(corrupt_also, start=2):
+        rng = np.random.default_rng([seed, wrong_tokens])
+        drawn = [
+            (item, corrupt(item.prompt, item.response, wrong_tokens, corrupt_ids, rng))
+            for item in items
+        ]
+        pairs = [(item, p) for item, p in drawn if p is not None]
+        for (item, _), c in zip(pairs, run([p for _, p in pairs], purpose)):
+            right = float(item.is_correct(c.text))
+            record(f"corrupted_{wrong_tokens}_exact_match", item, right)
 
     if vocab.backspace_id is not None:
         # States after a correct response token: the first, at the floor, has no backspace.

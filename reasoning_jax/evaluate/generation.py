@@ -67,7 +67,7 @@ def evaluate_text(
     """Perplexity of the windows, and measures of their continuations.
 
     windows: ids of held-out text, <bos> first where there is one, without <eos>. Each is continued
-    after its start token and `prompt_tokens` tokens; windows without more than that are only scored.
+    after its start token and `prompt_tokens` tokens; those without more than that are only scored.
     With `features`, MAUVE compares the texts of the continuations with the true ones, cut to what
     a continuation may at most hold.
     """

@@ -87,7 +87,11 @@ EVALUATION_PANELS = (
         "backspace",
         "Backspace probability",
         "probability of backspace",
-        (("backspace_corrupted", "after a wrong token"), ("backspace_clean", "after a right one")),
+        (
+            ("backspace_corrupted", "after a wrong token"),
+            ("backspace_clean", "after a right one"),
+            ("backspace_model", "in the model's own samples"),
+        ),
     ),
 )
 

@@ -24,6 +24,8 @@ METRICS = {
     "pass@k": (1, "problems with a right answer among k samples"),
     "backspace_corrupted": (1, "probability of a backspace after a wrong token"),
     "backspace_clean": (-1, "probability of a backspace after a right token"),
+    "backspace_model": (0, "probability of a backspace at the states of the model's own samples"),
+    "backspace_model_wrong": (1, "the same, where what stands is no beginning of the answer"),
     "backspaces_per_completion": (0, "how often a completion takes something back"),
     "truncated": (-1, "completions that did not end by themselves"),
 }

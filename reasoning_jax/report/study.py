@@ -1,0 +1,203 @@
+"""The table and the plot of a reproduction: arms by measures, mean and spread over seeds.
+
+Reads finished run folders; trains and evaluates nothing. Numbers of a paper stand beside ours with
+the mark of where they come from, and are never mixed into a mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from reasoning_jax.report.drawing import Theme, drawable, render, run_colours
+from reasoning_jax.report.load import ReportError, load_run
+
+# What a mark beside a paper's number says.
+MARKS = {
+    "V": "confirmed in a source independent of us",
+    "R": "in the authors' public code or data",
+    "M": "from memory, unconfirmed: no number to test against",
+    "D": "derived or measured by us",
+    "P": "our own choice",
+}
+
+
+@dataclass(frozen=True)
+class PaperNumber:
+    """A number of the paper: which arm, which measure, as printed, and its mark."""
+
+    arm: str
+    measure: str
+    value: str
+    mark: str
+
+    def __post_init__(self) -> None:
+        if self.mark not in MARKS:
+            raise ReportError(f"a mark must be one of {', '.join(MARKS)}, got {self.mark!r}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a reproduction reports.
+
+    columns: (name of an evaluated metric, heading). plotted: some of these names. decoders: an arm
+    of its own for each way to decode the runs of another arm: label -> (arm, flat overrides).
+    seeds_key: the swept key that only repeats an arm.
+    """
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    plotted: tuple[str, ...] = ()
+    paper: tuple[PaperNumber, ...] = ()
+    notes: tuple[str, ...] = ()
+    decoders: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    seeds_key: str = "seed"
+
+
+def arm_of(overrides: Mapping[str, Any], seeds_key: str) -> str:
+    """The label of a point's arm: its values but for the seed."""
+    parts = [
+        str(value) if key == "arg" else f"{key}={value}"
+        for key, value in overrides.items()
+        if key != seeds_key
+    ]
+    return ", ".join(filter(None, parts)) or "run"
+
+
+def newest_metrics(folder: Path) -> dict[str, float]:
+    """The values of a run's newest evaluation. Raises ReportError if there is none."""
+    run = load_run(folder, folder.name)
+    if not run.evaluations:
+        raise ReportError(f"{folder}: eval/ holds no evaluation; the run is not finished")
+    return {name: m.value for name, m in run.evaluations[-1].metrics.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and standard deviation over seeds (None with one)."""
+
+    mean: float
+    sd: float | None
+    values: tuple[float, ...]
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Cell:
+        mean = sum(values) / len(values)
+        if len(values) < 2:
+            return Cell(mean, None, tuple(values))
+        variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+        return Cell(mean, math.sqrt(variance), tuple(values))
+
+    def text(self) -> str:
+        digits = 3 if abs(self.mean) < 10 else 1
+        spread = "" if self.sd is None else f" ± {self.sd:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+def gather(
+    study: Study, results: Sequence[tuple[str, Mapping[str, float]]]
+) -> dict[str, dict[str, Cell]]:
+    """{arm: {metric: cell}} in the order in which arms first come."""
+    grouped: dict[str, list[Mapping[str, float]]] = {}
+    for arm, metrics in results:
+        grouped.setdefault(arm, []).append(metrics)
+    table: dict[str, dict[str, Cell]] = {}
+    for arm, runs in grouped.items():
+        table[arm] = {
+            name: Cell.of([run[name] for run in runs])
+            for name, _ in study.columns
+            if all(name in run for run in runs)
+        }
+    return table
+
+
+def markdown(study: Study, table: Mapping[str, Mapping[str, Cell]], about: Sequence[str]) -> str:
+    """The page: our table, the paper's numbers with their marks, and notes."""
+    seeds = sorted({len(cell.values) for row in table.values() for cell in row.values()})
+    lines = [f"# {study.title}", "", *about, ""]
+    lines += [f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seed(s).", ""]
+    lines.append("| arm | " + " | ".join(heading for _, heading in study.columns) + " |")
+    lines.append("| --- " * (len(study.columns) + 1) + "|")
+    for arm, row in table.items():
+        cells = [row[name].text() if name in row else "" for name, _ in study.columns]
+        lines.append(f"| {_escaped(arm)} | " + " | ".join(cells) + " |")
+    if study.paper:
+        lines += ["", "The paper's numbers (its own models and data; marks below):", ""]
+        lines += ["| arm | measure | value | mark |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {_escaped(p.arm)} | {_escaped(p.measure)} | {_escaped(p.value)} | {p.mark} |"
+            for p in study.paper
+        ]
+        used = sorted({p.mark for p in study.paper})
+        lines += ["", "; ".join(f"{mark}: {MARKS[mark]}" for mark in used) + "."]
+    if study.notes:
+        lines += ["", *(f"* {note}" for note in study.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def picture(study: Study, table: Mapping[str, Mapping[str, Cell]]) -> tuple[bytes, bytes]:
+    """Bars of the plotted metrics by arm, each seed a dot: PNG for light and dark pages."""
+    names = [name for name in study.plotted if any(name in row for row in table.values())]
+    headings = dict(study.columns)
+    arms = list(table)
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        height = 0.8 / max(len(names), 1)
+        for k, (name, colour) in enumerate(zip(names, run_colours(theme, max(len(names), 1)))):
+            for i, arm in enumerate(arms):
+                cell = table[arm].get(name)
+                if cell is None:
+                    continue
+                y = i + (k - (len(names) - 1) / 2) * height
+                label = headings.get(name, name) if i == 0 else None
+                axes.barh(y, cell.mean, height=height * 0.86, color=colour, label=label, alpha=0.75)
+                axes.plot(cell.values, [y] * len(cell.values), ".", color=theme.ink, markersize=3)
+        axes.set_yticks(range(len(arms)), [drawable(arm, 44) for arm in arms], parse_math=False)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.grid(axis="x", color=theme.faint, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(
+            drawable(study.title, 60), color=theme.ink, fontsize=11, fontweight="bold",
+            loc="left", parse_math=False,
+        )  # fmt: skip
+        box = axes.legend(
+            frameon=False, fontsize=8.5, labelcolor=theme.ink, loc="upper center",
+            bbox_to_anchor=(0.4, -0.06), ncols=2,
+        )  # fmt: skip
+        for text in box.get_texts():
+            text.set_parse_math(False)
+
+    return render(draw, (7.5, 1.2 + 0.17 * len(arms) * max(len(names), 1) + 0.12 * len(arms)))
+
+
+def write_study(
+    study: Study,
+    results: Sequence[tuple[str, Mapping[str, float]]],
+    about: Sequence[str],
+    folder: Path,
+) -> Path:
+    """Write table.md, table.json and the plot into `folder`; returns the table's path."""
+    table = gather(study, results)
+    light, dark = picture(study, table)
+    (folder / "table.png").write_bytes(light)
+    (folder / "table_dark.png").write_bytes(dark)
+    values = {
+        arm: {n: {"mean": c.mean, "sd": c.sd, "values": c.values} for n, c in row.items()}
+        for arm, row in table.items()
+    }
+    out = {"title": study.title, "about": list(about), "arms": values}
+    (folder / "table.json").write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+    path = folder / "table.md"
+    path.write_text(markdown(study, table, about), encoding="utf-8")
+    return path
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
