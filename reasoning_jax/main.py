@@ -423,13 +423,13 @@ def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
     workdir = _workdir(known, "reproduce")
     from reasoning_jax.commands import reproduce
 
-    name, _, given = config_flags.get_config_filename(known["config"]).partition(":")
+    file, given = config_flags.get_config_filename(known["config"]).partition(":")[::2]
     if given:
         raise UsageError(f"reproduce takes its scale as --scale=cpu|gpu|paper, not as :{given}")
     if known.debug:
         _switch_on_debugging()
     common = config_flags.get_override_values(known["config"])
-    call = _open_config_file(name)
+    call = _open_config_file(file)
     return reproduce.reproduce(call, known.scale or "cpu", workdir, common, known.quiet)
 
 
