@@ -92,9 +92,12 @@ class WeightsConfig:
     """Pretrained weights: a Hugging Face folder, a .gguf file, or "smollm2"; "" starts fresh.
 
     With a path, the architecture is read from there and must not be set under `model`.
+    `backspace_probability`: the new output row of <backspace> starts with about this probability
+    (on a few training examples); 0 leaves it the mean of all rows.
     """
 
     path: str = ""
+    backspace_probability: float = _number(0.001, 0.0, below=1.0)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from reasoning_jax.config import (
     ModelConfig,
     ObjectiveConfig,
     TaskConfig,
+    WeightsConfig,
     article,
     as_tuple,
     int_hint,
@@ -151,6 +152,11 @@ def validate(config: Config) -> None:
                 )
     else:
         _check_architecture(model)
+        if config.weights != WeightsConfig():
+            raise ConfigError(
+                f"weights.backspace_probability={config.weights.backspace_probability} has no "
+                "effect without weights.path; give a path, or leave it out"
+            )
         if config.vocab.kind == "weights":
             raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
     if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):

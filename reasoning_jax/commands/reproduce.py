@@ -1,8 +1,8 @@
 """`reproduce`: run a paper's experiment at a scale, and set our table beside the paper's numbers.
 
 An experiment is a config file with `get_sweep` (see `commands/sweep.py`) and `get_study`, which
-says what to report. Runs are those of the sweep, so that an interrupted reproduction goes on where it
-was, and an array of jobs can share the work: `sweep FILE:scale=SCALE --index=I`.
+says what to report. Runs are those of the sweep, so that an interrupted reproduction goes on where
+it was, and an array of jobs can share the work: `sweep FILE:scale=SCALE --index=I`.
 """
 
 from __future__ import annotations

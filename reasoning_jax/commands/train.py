@@ -19,19 +19,20 @@ from reasoning_jax.commands.assemble import (
     first_examples,
     text_windows,
 )
-from reasoning_jax.config import Config, ConfigError, ObjectiveConfig, to_dict
+from reasoning_jax.commands.pretrained import feature_model, load_pretrained
+from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
-from reasoning_jax.evaluate.generation import FeatureModel, evaluate_text
+from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import spec
 from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import TokenizerCodec, Vocab, extend_pretrained
+from reasoning_jax.vocab import Vocab
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -125,22 +126,6 @@ def parameter_table(program: Program, mesh: jax.sharding.Mesh) -> str:
     return "\n".join([f"{total:,} parameters, {some:,} trained", *lines])
 
 
-def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params | None:
-    """The parameters of `weights.path` with rows for the added specials; None without a path."""
-    config = assembly.config
-    if not config.weights.path:
-        return None
-    from reasoning_jax import weights
-
-    loaded = weights.load(
-        config.weights.path,
-        param_dtype=config.model.param_dtype,
-        mesh=mesh,
-        vocab_rows=assembly.vocab.size,
-    )
-    return loaded.params
-
-
 def make_evaluate(
     assembly: Assembly, mesh: jax.sharding.Mesh, workdir: Path
 ) -> Callable[[states.TrainState], dict[str, float]]:
@@ -197,32 +182,6 @@ def make_measure(
         )  # fmt: skip
 
     return measure
-
-
-def feature_model(
-    assembly: Assembly, mesh: jax.sharding.Mesh
-) -> Callable[[spec.Params], FeatureModel]:
-    """The model of `evaluate.feature_weights`, or the one that is evaluated itself."""
-    path, config = assembly.config.evaluate.feature_weights, assembly.config
-    if not path:
-        return lambda params: FeatureModel(
-            params["model"], states.adapters(params, config), assembly.model, assembly.vocab, "self"
-        )
-    from reasoning_jax import weights
-
-    tokenizer = weights.read_tokenizer(path)
-    if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-        raise ConfigError(
-            f"evaluate.feature_weights={path!r} comes without a tokenizer.json; put it beside the "
-            'weights, or leave the key "" to take the trained model itself'
-        )
-    loaded = weights.load(path, mesh=mesh)
-    codec = TokenizerCodec(tokenizer.tokenizer_json)
-    vocab, _ = extend_pretrained(
-        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id, backspace=False
-    )
-    model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
-    return lambda params: model
 
 
 def run_evaluation(

@@ -1,0 +1,133 @@
+"""Pretrained weights for a run: to start from, and to compare texts by. Trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasoning_jax import sharding
+from reasoning_jax.commands.assemble import Assembly
+from reasoning_jax.config import ConfigError, ModelConfig
+from reasoning_jax.data.batch import padded
+from reasoning_jax.evaluate.generation import FeatureModel
+from reasoning_jax.model import attention, readout, spec, transformer
+from reasoning_jax.train import state as states
+from reasoning_jax.vocab import TokenizerCodec, extend_pretrained
+
+# Training examples over whose states a new row's probability is set.
+_SAMPLE = 8
+_READ = ("actions", "segments")
+
+
+def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params | None:
+    """The parameters of `weights.path` with rows for the added specials; None without a path."""
+    config = assembly.config
+    if not config.weights.path:
+        return None
+    from reasoning_jax import weights
+
+    loaded = weights.load(
+        config.weights.path,
+        param_dtype=config.model.param_dtype,
+        mesh=mesh,
+        vocab_rows=assembly.vocab.size,
+    )
+    wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
+    if not wanted or row is None:
+        return loaded.params
+    source = assembly.examples("train")
+    encoded = [
+        assembly.encoder.encode(source[i], np.random.default_rng(i))
+        for i in range(min(_SAMPLE, len(source)))
+    ]
+    tokens = padded(encoded, -(-_SAMPLE // _rows(mesh)) * _rows(mesh), config.data.seq_len)
+    return with_backspace_row(loaded.params, assembly.model, tokens, row, wanted, mesh)
+
+
+def with_backspace_row(
+    params: spec.Params,
+    config: ModelConfig,
+    batch: dict[str, np.ndarray],
+    row: int,
+    probability: float,
+    mesh: jax.sharding.Mesh,
+) -> spec.Params:
+    """Parameters whose output row `row` has, on average over the batch, the log-probability
+    log(probability) of being chosen.
+
+    The mean of all rows, which favours no token, is moved along the mean hidden state. (That a new
+    row should start near the rate of noise is advice of ours for SequenceMatch on pretrained
+    weights; how it is reached is ours too.)
+    """
+    placed = {n: jax.device_put(batch[n], sharding.batch_sharding(mesh)) for n in _READ}
+    table, axis = ("unembedding", 1)
+    if config.tied_embeddings:
+        table, axis = ("tokens", 0)
+
+    def new_row(params: spec.Params, batch: dict[str, jax.Array]) -> jax.Array:
+        positions = jnp.zeros_like(batch["actions"]) + jnp.arange(batch["actions"].shape[1])
+        hidden = transformer.apply(
+            params, config, batch["actions"], positions=positions,
+            attention=attention.Causal(batch["segments"]),
+        ).hidden  # fmt: skip
+        weight = (batch["segments"] > 0).astype(jnp.float32)
+        # Any label will do: the mean row's logit and the logsumexp are what is wanted.
+        total = readout.score_labels(params, config, hidden, batch["actions"]).logsumexp
+
+        def mean(x: jax.Array) -> jax.Array:
+            w = weight.reshape(weight.shape + (1,) * (x.ndim - 2))
+            return (w * x).sum((0, 1)) / weight.sum()
+
+        hidden = hidden.astype(jnp.float32)
+        where = params["embedding"] if config.tied_embeddings else params
+        rows = sharding.reshard(where[table].astype(jnp.float32), sharding.P(None, None))
+        average = rows.mean(axis)
+        centre = mean(hidden)
+        short = jnp.log(probability) + mean(total) - (centre * average).sum()
+        return average + short * centre / jnp.square(centre).sum()
+
+    value = jax.jit(new_row)(params, placed)
+    holder = params["embedding"] if config.tied_embeddings else params
+
+    def put(leaf: jax.Array, value: jax.Array) -> jax.Array:
+        here = jnp.arange(leaf.shape[axis]) == row
+        here, value = (here[:, None], value[None]) if axis == 0 else (here[None], value[:, None])
+        return jnp.where(here, value.astype(leaf.dtype), leaf)
+
+    changed = jax.jit(put, out_shardings=holder[table].sharding)(holder[table], value)
+    if config.tied_embeddings:
+        return {**params, "embedding": {**params["embedding"], table: changed}}
+    return {**params, table: changed}
+
+
+def _rows(mesh: jax.sharding.Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def feature_model(
+    assembly: Assembly, mesh: jax.sharding.Mesh
+) -> Callable[[spec.Params], FeatureModel]:
+    """The model of `evaluate.feature_weights`, or the one that is evaluated itself."""
+    path, config = assembly.config.evaluate.feature_weights, assembly.config
+    if not path:
+        return lambda params: FeatureModel(
+            params["model"], states.adapters(params, config), assembly.model, assembly.vocab, "self"
+        )
+    from reasoning_jax import weights
+
+    tokenizer = weights.read_tokenizer(path)
+    if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
+        raise ConfigError(
+            f"evaluate.feature_weights={path!r} comes without a tokenizer.json; put it beside the "
+            'weights, or leave the key "" to take the trained model itself'
+        )
+    loaded = weights.load(path, mesh=mesh)
+    codec = TokenizerCodec(tokenizer.tokenizer_json)
+    vocab, _ = extend_pretrained(
+        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id, backspace=False
+    )
+    model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
+    return lambda params: model
