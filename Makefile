@@ -10,7 +10,9 @@ RUNS := runs/quickstart
 quickstart: $(READY)
 	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=bc --workdir=$(RUNS)/bc
 	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=mle --workdir=$(RUNS)/mle
-	$(BIN)/reasoning-jax report $(RUNS)/bc $(RUNS)/mle --out=$(RUNS)/report.html
+	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=sequencematch \
+	  --workdir=$(RUNS)/sequencematch
+	$(BIN)/reasoning-jax report $(RUNS)/sequencematch $(RUNS)/bc $(RUNS)/mle --out=$(RUNS)/report.html
 
 test: $(READY)
 	$(BIN)/python -m pytest
