@@ -121,10 +121,43 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
             assert program in ("'git'", "sys.executable"), f"{name}:{call.lineno}"
 
 
+# From the ground up; a module may import from its own floor and those below.
+FLOORS = (
+    ("config", "vocab", "backspace"), ("config_check", "sharding", "sweep"), ("tasks",),
+    ("model",), ("objectives",), ("weights",), ("decoding",), ("data",), ("evaluate",), ("rl",),
+    ("train",), ("report",), ("commands",), ("main",),
+)  # fmt: skip
+
+
+def imported_from_us(tree):
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            own = node.module == "reasoning_jax"
+            names = [f"{node.module}.{a.name}" for a in node.names] if own else [node.module]
+        for name in names:
+            if name.startswith("reasoning_jax."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below(path):
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if unit == "__init__":
+        return
+    above = {
+        name for name in imported_from_us(ast.parse(path.read_text(encoding="utf-8")))
+        if floor[name] > floor[unit]
+    }  # fmt: skip
+    assert not above
+
+
 def test_what_checks_configs_and_text_loads_no_jax():
     modules = (
         "main", "config", "config_check", "vocab", "tasks", "report", "weights", "data.examples",
-        "data.jsonl", "commands.runfolder", "commands.saved_config", "sweep", "commands.sweep",
+        "data.jsonl", "data.text", "data.ngram", "commands.runfolder", "commands.saved_config",
+        "sweep", "commands.sweep", "commands.reproduce", "report.study",
     )  # fmt: skip
     lines = [f"import reasoning_jax.{m}" for m in modules]
     lines.append("import sys; sys.exit('jax' in sys.modules)")
