@@ -130,8 +130,8 @@ def get_study(scale: str) -> Study:
         plotted=("mauve", "diversity"),
         paper=paper,
         notes=(
-            "MAUVE's features are of another model than the paper's, on shorter and fewer texts, and "
-            "the n-gram entropy is defined by us, in nats: columns of the two tables do not compare.",
+            "MAUVE's features are of another model than the paper's, on shorter and fewer texts, "
+            "and the n-gram entropy is defined by us, in nats: the two tables do not compare.",
             "Perplexity is of a token of the vocabulary in use: bytes at cpu and gpu scale.",
         ),
         decoders={"MLE + contrastive search": (mle, {"sampling.method": "contrastive"})},
