@@ -33,7 +33,7 @@ _COMMANDS = {
     "data": "build: write a task's problems as array_record files under --out",
     "export": "write a checkpoint as a Hugging Face folder to --out",
     "sweep": "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
-    "reproduce": "PAPER/EXPERIMENT: run it at --scale=cpu|gpu|paper, make its table",
+    "reproduce": "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
 }
 _USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
 # What each command heeds; any other flag is a mistake and is refused.
@@ -124,7 +124,7 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
         ("workdir", "Folder of the run."),
         ("prompt", "sample: the text to continue."),
         ("prompt_file", "sample: a file with one prompt a line."),
-        ("scale", "reproduce: cpu, gpu or paper."),
+        ("scale", "reproduce: smoke, cpu, gpu or paper."),
         ("out", "report: the HTML file; data, export: the folder."),
     ):
         flags.DEFINE_string(name, None, what, flag_values=known)
@@ -425,7 +425,7 @@ def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
 
     file, given = config_flags.get_config_filename(known["config"]).partition(":")[::2]
     if given:
-        raise UsageError(f"reproduce takes its scale as --scale=cpu|gpu|paper, not as :{given}")
+        raise UsageError(f"reproduce takes its scale as --scale=NAME, not as :{given}")
     if known.debug:
         _switch_on_debugging()
     common = config_flags.get_override_values(known["config"])

@@ -9,7 +9,8 @@ Command  reasoning-jax reproduce sequencematch/text --scale=cpu --workdir=runs/t
 Time     about 2 hours on 2 CPU cores (cpu: 14 runs of 4 to 15 minutes)
 Scales   cpu: byte-level, 2 layers x 128, windows of 128. gpu: 6 x 512, windows of 512, one GPU.
          paper: Llama-2-7B sized weights of your own (--config.weights.path=...), LoRA, windows of
-         1,024; the paper quantised them, which is not supported here. real: SmolLM2-135M and LoRA.
+         1,024; the paper quantised them, which is not supported here. smoke: a minute. The argument
+         scale=real: SmolLM2-135M and LoRA (sweep it with `sweep FILE:scale=real`).
 
 The feature model of MAUVE here is the one of `evaluate.feature_weights` (SmolLM2, or "" for the
 trained model itself). It is not the paper's, which our sources do not name: its MAUVE and ours do
@@ -22,6 +23,7 @@ from reasoning_jax.sweep import chain, product, sweep
 
 SCALES = {
     # model (layers, width, heads), window, rows, steps, bc steps, prompt, continuation
+    "smoke": ((1, 16, 1), 64, 8, 8, 4, 8, 16),
     "cpu": ((2, 128, 4), 128, 16, 1500, 750, 32, 80),
     "gpu": ((6, 512, 8), 512, 64, 20_000, 5_000, 128, 256),
     "paper": (None, 1024, 16, 5_000, 1_000, 256, 512),
@@ -62,7 +64,7 @@ def get_config(arg: str = ""):
         config.model.n_heads = config.model.n_kv_heads = heads
         config.model.head_dim = width // heads
         config.model.d_ff = 3 * width
-        config.optimizer.learning_rate = 3e-3 if arg.scale == "cpu" else 6e-4
+        config.optimizer.learning_rate = 6e-4 if arg.scale == "gpu" else 3e-3
     config.optimizer.warmup_steps = steps // 20
     config.train.steps = steps
     config.train.batch_rows = rows
@@ -70,10 +72,10 @@ def get_config(arg: str = ""):
     config.train.checkpoint_every_steps = steps
     config.sampling.max_actions = continuation
     config.evaluate.prompt_tokens = prompt
-    config.evaluate.problems = 512 if arg.scale != "real" else 64
+    config.evaluate.problems = {"smoke": 32, "real": 64}.get(arg.scale, 512)
     config.evaluate.batch_rows = 128
     config.evaluate.mauve = True
-    config.evaluate.feature_weights = "smollm2"
+    config.evaluate.feature_weights = "" if arg.scale == "smoke" else "smollm2"
     if arg.objective == "sequencematch":
         match = config.sequencematch
         match.bc_steps = bc_steps
@@ -88,7 +90,11 @@ def get_sweep(arg: str = ""):
     if arg.scale == "real":
         names = [f"objective={name},scale=real" for name in ("mle", "bc", "sequencematch")]
         return product(sweep("arg", names), sweep("seed", (0,)))
+    if arg.scale == "smoke":
+        arms = ["mle", "sequencematch"]
     names = [f"objective={name},scale={arg.scale}" for name in arms]
+    if arg.scale == "smoke":
+        return product(sweep("arg", names), sweep("seed", (0,)))
     noises = [
         f"objective={name},noise=0.02,source={source},scale={arg.scale}"
         for source in ("random", "ngram")
@@ -112,7 +118,6 @@ def get_study(scale: str) -> Study:
         for arm, value in zip(arms, values)
         if value
     )
-    mle = f"objective=mle,scale={scale}"
     return Study(
         title=f"SequenceMatch on text ({scale})",
         columns=(
@@ -134,5 +139,7 @@ def get_study(scale: str) -> Study:
             "and the n-gram entropy is defined by us, in nats: the two tables do not compare.",
             "Perplexity is of a token of the vocabulary in use: bytes at cpu and gpu scale.",
         ),
-        decoders={"MLE + contrastive search": (mle, {"sampling.method": "contrastive"})},
+        decoders={
+            "MLE + contrastive search": ("objective=mle", {"sampling.method": "contrastive"})
+        },
     )

@@ -17,7 +17,7 @@ from reasoning_jax.commands.sweep import SweepRun, resolve_file, run_points
 from reasoning_jax.config import Config, ConfigError, nearest_name, to_dict
 from reasoning_jax.config_check import from_dict
 
-SCALES = ("cpu", "gpu", "paper")
+SCALES = ("smoke", "cpu", "gpu", "paper")
 _CHECKOUT = Path(__file__).parent.parent.parent
 
 
@@ -54,23 +54,22 @@ def reproduce(
     """
     if scale not in SCALES:
         raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    from reasoning_jax.report.study import arm_of, newest_metrics, write_study
+    from reasoning_jax.report.study import arm_labels, newest_metrics, write_study
 
     runs = resolve_file(call, f"scale={scale}", workdir, common)
     study = call("get_study", scale)
-    arms = {arm_of(run.overrides, study.seeds_key) for run in runs}
+    labels = arm_labels([run.overrides for run in runs], study.seeds_key)
     for label, (arm, _) in study.decoders.items():
-        if arm not in arms:
-            raise ConfigError(f"decoder {label!r} is of arm {arm!r}{nearest_name(arm, list(arms))}")
+        if arm not in labels:
+            hint = nearest_name(arm, sorted({*labels}))
+            raise ConfigError(f"decoder {label!r} is of an unknown arm {arm!r}{hint}")
     code = run_points(runs, workdir, common=common, quiet=quiet)
     if code:
         return code
-    results = [
-        (arm_of(run.overrides, study.seeds_key), newest_metrics(workdir / run.name)) for run in runs
-    ]
+    results = [(arm, newest_metrics(workdir / run.name)) for arm, run in zip(labels, runs)]
     for label, (arm, overrides) in study.decoders.items():
-        for run in runs:
-            if arm_of(run.overrides, study.seeds_key) == arm:
+        for run_arm, run in zip(labels, runs):
+            if run_arm == arm:
                 results.append((label, _decoded(workdir, label, run, overrides)))
     path = write_study(study, results, _about(scale, workdir, runs), workdir)
     print(path.read_text(encoding="utf-8"))

@@ -60,14 +60,21 @@ class Study:
     seeds_key: str = "seed"
 
 
-def arm_of(overrides: Mapping[str, Any], seeds_key: str) -> str:
-    """The label of a point's arm: its values but for the seed."""
-    parts = [
-        str(value) if key == "arg" else f"{key}={value}"
-        for key, value in overrides.items()
-        if key != seeds_key
-    ]
-    return ", ".join(filter(None, parts)) or "run"
+def arm_labels(points: Sequence[Mapping[str, Any]], seeds_key: str) -> list[str]:
+    """The label of each point's arm: what is not the same in all points, but for the seed."""
+
+    def parts(point: Mapping[str, Any]) -> list[str]:
+        found: list[str] = []
+        for key, value in point.items():
+            if key == "arg":
+                found += str(value).split(",")
+            elif key != seeds_key:
+                found.append(f"{key}={value}")
+        return found
+
+    split = [parts(point) for point in points]
+    common = set.intersection(*map(set, split)) if len({*map(tuple, split)}) > 1 else set()
+    return [", ".join(p for p in one if p not in common) or "run" for one in split]
 
 
 def newest_metrics(folder: Path) -> dict[str, float]:
