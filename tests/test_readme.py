@@ -24,10 +24,13 @@ SHRUNK = {
 
 
 def run(command, folder):
-    words = shlex.split(
-        command.replace("runs/", f"{folder}/").replace("=FILE", f"={folder}/own.jsonl")
-    )
-    return main.run(["reasoning-jax", *words, *SHRUNK.get(words[0], [])])
+    command = command.replace("runs/", f"{folder}/").replace("=FILE", f"={folder}/own.jsonl")
+    command = command.replace("=FOLDER", f"={folder}/texts").replace("=cpu", "=smoke")
+    words = shlex.split(command)
+    shrunk = SHRUNK.get(words[0], [])
+    if "objective=sequencematch" in command:
+        shrunk = [*shrunk, "--config.sequencematch.bc_steps=2"]
+    return main.run(["reasoning-jax", *words, *shrunk])
 
 
 def test_the_list(tmp_path, monkeypatch, capsys):
@@ -37,6 +40,10 @@ def test_the_list(tmp_path, monkeypatch, capsys):
     assert run(quick, tmp_path) == 0
     rows = [{"question": f"{i}+1", "steps": ["count"], "answer": f"{i + 1}"} for i in range(99)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "texts").mkdir()
+    for i in range(12):
+        text = f"Chapter {i}. " + "It was the best of times, it was the worst of times. " * 9
+        (tmp_path / "texts" / f"{i}.txt").write_text(text)
     small = [c for c in COMMANDS if "smollm2" not in c]
     assert len(small) == len(COMMANDS) - 1
     for command in small:

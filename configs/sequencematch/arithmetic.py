@@ -5,7 +5,7 @@ Claim    (the paper's, on add-or-sub-in-base with Llama2-7b: with ground-truth n
          in docs/results.md.
 Command  reasoning-jax reproduce sequencematch/arithmetic --scale=cpu --workdir=runs/arithmetic
          reasoning-jax train --config=configs/sequencematch/arithmetic.py:objective=bc,noise=0.1 --workdir=runs/bc
-Time     about 2 hours on 2 CPU cores (cpu: 55 runs of 1 to 3 minutes)
+Time     about 3 hours on 2 CPU cores (cpu: 75 runs of 1 to 3 minutes)
 Scales   cpu: sums of up to 3 digits, most significant digit first, 5,000 training problems, 2 layers
          x 64, byte vocabulary. gpu: add-or-sub-in-base, 6 layers x 384. paper: the same with weights
          of your own (--config.weights.path=...) and LoRA; the paper quantised Llama2-7b, which is
@@ -92,23 +92,34 @@ def get_config(arg: str = ""):
 def get_sweep(arg: str = ""):
     arg = rc.parse_arg(arg, scale="cpu")
     seeds = sweep("seed", {"smoke": (0,), "cpu": (0, 1, 2, 3, 4)}.get(arg.scale, (0, 1)))
+    split = sweep("evaluate.split", ("test",))
     tail = f"scale={arg.scale}"
-    arms = [f"objective=mle,{tail}"]
-    rates = (0.02,) if arg.scale == "smoke" else (0.02, 0.1)
-    sources = ("task",) if arg.scale == "smoke" else ("task", "random")
-    for source in sources:
-        for rate in rates:
-            for name in ("bc", "sequencematch"):
-                arms.append(f"objective={name},noise={rate},source={source},{tail}")
-    # The time of SequenceMatch spent on more steps of BC instead.
+
+    def arms(rates: tuple[float, ...], sources: tuple[str, ...]) -> list[str]:
+        noises = [f"noise={rate},source={source}" for rate in rates for source in sources]
+        return [
+            f"{name},{noise},{tail}"
+            for noise in noises
+            for name in ("objective=bc", *(f"objective=sequencematch,alpha={a}" for a in ALPHAS))
+        ]
+
+    mle = sweep("arg", [f"objective=mle,{tail}"])
+    if arg.scale == "smoke":
+        return product(chain(mle, sweep("arg", arms((0.02,), ("task",))[:2])), seeds, split)
+    sources = ("task", "random")
     longer = [
         f"objective=bc,noise=0.02,source={source},longer={LONGER},{tail}" for source in sources
     ]
-    split = sweep("evaluate.split", ("test",))
-    final = [] if arg.scale == "smoke" else [product(sweep("arg", longer), seeds, split)]
-    return chain(product(sweep("arg", arms), seeds, split), *final)
+    return chain(
+        *(
+            product(sweep("arg", names), seeds, split)
+            for names in ([f"objective=mle,{tail}"], arms((0.02,), sources), longer)
+        ),
+        product(sweep("arg", arms((0.1,), sources)), seeds, split),
+    )
 
 
+ALPHAS = (0.1, 0.01)
 # (bc_steps + the rest x the cost of a SequenceMatch step in BC steps) / all steps.
 LONGER = 1.8
 
