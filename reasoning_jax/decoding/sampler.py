@@ -223,7 +223,10 @@ def _sample(
 
         deleting = zeros.astype(jnp.float32)
         if ids.backspace is not None:
-            deleting = jax.nn.softmax(logits.astype(jnp.float32))[:, ids.backspace]
+            # No indexing: the vocabulary may be split over devices.
+            is_backspace = jnp.arange(V)[None, :] == ids.backspace
+            plain = jax.nn.softmax(logits.astype(jnp.float32))
+            deleting = jnp.where(is_backspace, plain, 0.0).sum(-1)
         erased = zeros > 0 if ids.backspace is None else action == ids.backspace
         moved = jnp.where(erased, jnp.maximum(depth - 1, jnp.minimum(floor, depth)), depth + 1)
         now = (jnp.arange(A) == t)[None, :] & ~done[:, None]
@@ -260,6 +263,8 @@ def _replace(keys: jax.Array, chosen: jax.Array, noise: Noise) -> jax.Array:
         happens, which = jax.random.uniform(key, (2,))
         place = jnp.minimum(jnp.floor(which * others).astype(jnp.int32), others - 1)
         place = place + (same.any() & (place >= jnp.argmax(same)))
-        return jnp.where((happens < noise.rate) & (others > 0), candidates[place], chosen)
+        # No indexing: the rows may be split over devices.
+        other = jnp.where(jnp.arange(len(noise.ids)) == place, candidates, 0).sum()
+        return jnp.where((happens < noise.rate) & (others > 0), other, chosen)
 
     return jax.vmap(one)(keys, chosen)
