@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reasoning_jax import backspace
+from reasoning_jax import backspace, sharding
 from reasoning_jax.config import ConfigError, ModelConfig, ObjectiveConfig, SequenceMatchConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.decoding.sampler import ActionIds
@@ -266,7 +266,7 @@ def halves(tree: Any) -> tuple[Any, Any]:
     """The inverse of `interleave` for a tree of arrays."""
 
     def take(k: int) -> Any:
-        return jax.tree.map(lambda x: x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, k], tree)
+        return jax.tree.map(lambda x: sharding.split_rows(x, 2)[:, k], tree)
 
     return take(0), take(1)
 

@@ -387,6 +387,38 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("rows", [8, 16])
+def test_rows_that_take_turns_stay_where_they_are(shape, rows):
+    # Catches: an axis of the mesh that a reshape forgets, and so another sharding than the batch's.
+    mesh = sharding.make_mesh(*shape)
+    with jax.set_mesh(mesh):
+        placed = sharding.batch_sharding(mesh)
+        first, second = (
+            jax.device_put(np.arange(k, k + 3 * rows, dtype=np.int32).reshape(rows, 3), placed)
+            for k in (0, 100)
+        )
+
+        @jax.jit
+        def pull(x):
+            return jax.grad(lambda x: (losses.halves(x)[1] * 3).sum())(x)
+
+        assert pull(jnp.zeros((2 * rows, 3), out_sharding=placed)).sum() == 9 * rows
+
+        @jax.jit
+        def there_and_back(x, y):
+            wide = [Batch(each, *[None] * 5) for each in (x, y)]
+            both = losses.interleave(*wide).actions
+            out = losses.halves(both)
+            assert all(jax.typeof(a) == jax.typeof(b) for a, b in zip(out, (x, y)))
+            return both, out
+
+        both, out = jax.device_get(there_and_back(first, second))
+        np.testing.assert_array_equal(both[::2], first)
+        np.testing.assert_array_equal(both[1::2], second)
+        jax.tree.map(np.testing.assert_array_equal, out, (first, second))
+
+
 def training(shape, steps=6):
     """Losses of steps with rollouts of their own, and the buffer at the end."""
     config = matching_run(
