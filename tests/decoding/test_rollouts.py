@@ -120,6 +120,19 @@ def test_noise_never_replaces_a_backspace_and_keeps_its_rate():
     assert abs(replaced - 0.2) < 4 * np.sqrt(0.16 / rows)
 
 
+def test_noise_does_not_depend_on_what_was_chosen():
+    # Catches: noise from the key that drew the action.
+    rows = 4000
+    out = sample(
+        [[1, 2]] * rows, [1] * rows, noise=Noise(0.5, (11,)), sampling=SamplingConfig(max_actions=2)
+    )
+    chosen, replaced = out.chosen[:, 0], out.actions[:, 0] == 11
+    often = [i for i in range(11) if i != BKID and (chosen == i).sum() > 100]
+    table = [[int(((chosen == i) & (replaced == r)).sum()) for r in (0, 1)] for i in often]
+    assert len(table) > 3
+    assert stats.chi2_contingency(table).pvalue > 1e-3, table
+
+
 def test_one_candidate_replaces_all_but_itself():
     # Catches: an index of -1 or beyond the list where nothing else is left.
     for token, executed in ((4, 4), (5, 4)):

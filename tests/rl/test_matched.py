@@ -135,17 +135,17 @@ def test_when_rollouts_are_drawn(mesh, monkeypatch, refresh, every, drawn):
     """Nothing before bc_steps; then at once as many as a batch, and every so many steps.
 
     Catches: a cadence counted from step 0, a batch drawn with replacement from too few, model parts
-    in the bc phase, an age that is counted in refreshes.
+    in the bc phase, an age that is counted in refreshes, one key for all refreshes.
     """
     config = matching_run(replay={"sample_every_steps": every, "refresh_rollouts": refresh})
     _, source, state = parts(config, mesh)
-    sampled = []
+    keys = []
 
     def fake(*_):
         def sample(params, prompts, given, floor, row_ids, key, lora, limit):
             n, A = prompts.shape[0], T - 1
             eos = np.full((n, A), source._ids.eos, np.int32)
-            sampled.append(n)
+            keys.append(np.asarray(jax.random.key_data(key)).tobytes())
             return _Drawn(eos, eos, np.ones(n, np.int32))
 
         return sample
@@ -168,6 +168,7 @@ def test_when_rollouts_are_drawn(mesh, monkeypatch, refresh, every, drawn):
             assert set(ages) <= {step - born[p] for p in range(got[-1] - held, got[-1])}
             assert batch.model.actions.shape == batch.actions.shape
     assert got == drawn
+    assert len(set(keys)) == len(keys) == drawn[-1] // (refresh or 8)
 
 
 @dataclasses.dataclass
@@ -219,21 +220,24 @@ def prompts_of(batch):
 
 
 def test_pairs_share_their_prompt_and_have_new_noise_each_step(mesh):
-    """Catches: data of the supervised stream, of another row, or with the same noise for ever."""
-    config = matching_run(replay={"paired_prompts": True}, noise={"rate": 0.5})
-    assembly, source, state = parts(config, mesh)
+    """Catches: data of the supervised stream, of another row, or with the noise of its row or of
+    its prompt for ever.
+    """
+    # One refresh of 8, so that the same prompt comes back in the same row.
+    replay = {"paired_prompts": True, "capacity_rollouts": 8, "sample_every_steps": 100}
+    assembly, source, state = parts(matching_run(replay=replay, noise={"rate": 0.5}), mesh)
     seen, truth = {}, responses(assembly)
-    for batch in take(source, state, 8)[2:]:
+    for batch in take(source, state, 26)[2:]:
         assert prompts_of(batch) == prompts_of(batch.model)
         assert len(set(prompts_of(batch))) > 2
         for row, prompt in enumerate(prompts_of(batch)):
             n = int(batch.segments[row].sum())
             actions = batch.actions[row, :n].tolist()
-            seen.setdefault(prompt, []).append(tuple(actions))
+            seen.setdefault((row, prompt), []).append(tuple(actions))
             final = stack_after(actions, len(prompt) - 1, assembly.vocab.backspace_id)[-1]
             assert final == [*prompt, *truth[prompt]] or n == T
     often = [rows for rows in seen.values() if len(rows) > 2]
-    assert often
+    assert len(often) > 16
     assert sum(len(set(rows)) > 1 for rows in often) > len(often) / 2
 
 
