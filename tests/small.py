@@ -62,3 +62,14 @@ def tiny_run(**sections):
         else:
             values[section] = changes
     return from_dict(values)
+
+
+def matching_run(**sections):
+    """`tiny_run` with SequenceMatch: two steps of bc, then rollouts every other step."""
+    base = {
+        "data": {"seq_len": 16, "train_problems": 50},
+        "objective": {"name": "sequencematch"},
+        "sequencematch": {"bc_steps": 2, "anneal_steps": 2, "gamma": 0.9},
+        "replay": {"sample_every_steps": 2, "capacity_rollouts": 16},
+    }
+    return tiny_run(**{k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}})

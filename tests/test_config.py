@@ -291,6 +291,22 @@ RULES = {
         {"evaluate.samples_per_problem": 4},
     ),
     "pass@0": ({"evaluate.pass_at_k": (0,)}, ["pass_at_k"], {"evaluate.pass_at_k": (1,)}),
+    "a part of text that is none": (
+        {"data.window_chars": 50}, ["data.window_chars=50", '"text"', "'task'"],
+        {"data.source": "text", "data.path": "a"},
+    ),
+    "rows of p2 in another layout": (
+        {"objective.name": "bc", "objective.p2_rows": 8}, ["objective.p2_rows=8", '"auto"'],
+        {"objective.layout": "p2"},
+    ),
+    "weight of another objective": (
+        {"objective.unlikelihood_weight": 0.5}, ["unlikelihood_weight=0.5", '"mle"', "1.0"],
+        {"objective.name": "unlikelihood"},
+    ),
+    "noise under unlikelihood": (
+        {"noise.rate": 0.1, "objective.name": "unlikelihood"}, ["noise.rate=0.1", "unlikelihood"],
+        {"objective.name": "sequencematch", "train.steps": 1001},
+    ),
     "two free axes": ({"mesh.fsdp": -1}, ["at most one"], {"mesh.data": 1}),
     "an axis of none": ({"mesh.tensor": 0}, ["mesh.tensor", "0"], {"mesh.tensor": 2}),
 }  # fmt: skip
@@ -304,6 +320,104 @@ def test_parts_that_do_not_fit_are_refused_until_mended(rule):
     for words in said:
         assert words in message
     assert refusal({**changes, **mend}) is None
+
+
+MATCH = {"objective.name": "sequencematch", "train.steps": 1001}
+MATCH_RULES = {
+    "gamma 0": ({"sequencematch.gamma": 0.0}, ["gamma must be above 0.0", "0.0"], {}),
+    "gamma beyond 1": ({"sequencematch.gamma": 1.5}, ["gamma", "1.5", "legal is 1.0"], {}),
+    "gamma that is none": ({"sequencematch.gamma": math.nan}, ["gamma must be finite", "nan"], {}),
+    "gamma 1 without a horizon": (
+        {"sequencematch.gamma": 1.0}, ["gamma=1.0", "horizon >= 1"], {"sequencematch.horizon": 5},
+    ),
+    "gamma 1 for ever": (
+        {"sequencematch.gamma": 1.0, "sequencematch.horizon": 5,
+         "sequencematch.terminal": "repeat"},
+        ["repeat", "never ends"], {"sequencematch.terminal": "none"},
+    ),
+    "alpha 0": (
+        {"sequencematch.alpha": 0.0}, ["alpha=0.0", "chi2_mixture", "above 0", "0.01"],
+        {"sequencematch.divergence": "identity"},
+    ),
+    "alpha below 0": (
+        {"sequencematch.alpha": -0.1}, ["alpha must be >= 0", "the nearest legal is 0.0"], {},
+    ),
+    "divergence": (
+        {"sequencematch.divergence": "chi2_mix"}, ["'chi2_mix'", "did you mean chi2_mixture?"], {},
+    ),
+    "kappa between": ({"sequencematch.kappa_m": -0.5}, ["kappa_m=-0.5", "-1"], {}),
+    "kappa below": ({"sequencematch.kappa_m": -2.0}, ["kappa_m", "the nearest legal is -1.0"], {}),
+    "a maximum of what has none": (
+        {"sequencematch.clamp": True, "sequencematch.divergence": "forward_kl"},
+        ["clamp=True", "forward_kl", "chi2"], {"sequencematch.clamp": False},
+    ),
+    "bc to the end": (
+        {"train.steps": 1000}, ["bc_steps=1000", "train.steps=1000", '"bc"'],
+        {"sequencematch.bc_steps": 999},
+    ),
+    "noise without backspace": (
+        {"vocab.backspace": False, "replay.noise_rate": 0.1},
+        ["replay.noise_rate=0.1", "<backspace>"],
+        {"vocab.backspace": True, "noise.rate": 0.1},
+    ),
+    "noise of data without backspace": (
+        {"vocab.backspace": False, "noise.rate": 0.1}, ["noise.rate=0.1", "vocab.backspace=True"],
+        {"noise.rate": 0.0},
+    ),
+    "noise of rollouts alone": (
+        {"replay.noise_rate": 0.1}, ["replay.noise_rate=0.1", "noise.rate=0"], {"noise.rate": 0.2},
+    ),
+    "buffer below a batch": (
+        {"replay.capacity_rollouts": 63},
+        ["capacity_rollouts=63", "batch_rows=64", "legal is 64", "1024"],
+        {"replay.capacity_rollouts": 64},
+    ),
+    "buffer below a refresh": (
+        {"replay.capacity_rollouts": 99, "replay.refresh_rollouts": 100},
+        ["capacity_rollouts=99", "refresh_rollouts=100", "legal is 100"],
+        {"replay.capacity_rollouts": 100},
+    ),
+    "refresh beyond the buffer": (
+        {"replay.refresh_rollouts": 1025}, ["refresh_rollouts=1025", "= 1024", "capacity_rollouts"],
+        {"replay.refresh_rollouts": 1024},
+    ),
+    "pairs that are packed": (
+        {"replay.paired_prompts": True, "data.pack_examples": True}, ["pack_examples=False"],
+        {"data.pack_examples": False},
+    ),
+    "rows of p2 that lose states": (
+        {"objective.layout": "p2", "objective.p2_rows": 8}, ["p2_rows=8", "lose"],
+        {"objective.p2_rows": 0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", MATCH_RULES)
+def test_what_sequencematch_cannot_be_is_refused(rule):
+    changes, said, mend = MATCH_RULES[rule]
+    message = refusal({**MATCH, **changes})
+    assert message is not None
+    for words in said:
+        assert words in message
+    mended = {**MATCH, **changes, **mend} if mend else MATCH
+    assert refusal(mended) is None
+
+
+OF_MATCH = [k for k in LEAVES if k.startswith(("sequencematch.", "replay."))]
+
+
+@pytest.mark.parametrize("objective", ["mle", "bc", "unlikelihood"])
+def test_no_option_of_sequencematch_is_accepted_and_ignored(objective):
+    rng = random.Random(3)
+    for key in OF_MATCH:
+        f, kind = LEAVES[key]
+        value = f.default
+        while value == f.default:
+            value = random_legal(rng, f, kind)
+        message = refusal({"objective.name": objective, key: value})
+        assert message.startswith(f"{key}={value!r} has no effect on "), key
+        assert f'objective.name="{objective}"' in message
+        assert f"leave it at {f.default!r}" in message
 
 
 def test_heads_without_number_are_refused_at_once():
@@ -327,6 +441,36 @@ def random_legal(rng, f, kind):
     return f.default
 
 
+def fit_objective(rng, changes, get):
+    """Keep what the objective uses, and make it fit."""
+    name = changes["objective.name"] = rng.choice(LEAVES["objective.name"][0].metadata["choices"])
+    matched, edited = name == "sequencematch", name in ("bc", "sequencematch")
+    unused = [k for k in changes if k.startswith(("sequencematch.", "replay.")) and not matched]
+    unused += ["noise.rate", "objective.layout"] * (not edited)
+    unused += ["objective.unlikelihood_weight"] * (name != "unlikelihood")
+    unused += ["objective.p2_rows"] * (name != "bc" or get("objective.layout") != "p2")
+    for key in unused:
+        changes.pop(key, None)
+    if not matched:
+        changes |= {"vocab.backspace": True} if get("noise.rate") > 0 else {}
+        return
+    rows, refresh = get("train.batch_rows"), get("replay.refresh_rollouts")
+    if get("replay.noise_rate") > 0:
+        changes["noise.rate"] = 0.1
+    if get("noise.rate") > 0:
+        changes["vocab.backspace"] = True
+    if get("sequencematch.clamp"):
+        changes["sequencematch.divergence"] = "chi2"
+    if get("sequencematch.alpha") == 0:
+        changes["sequencematch.divergence"], changes["sequencematch.clamp"] = "identity", False
+    if -1 < get("sequencematch.kappa_m") < 0:
+        changes["sequencematch.kappa_m"] += 1
+    if get("replay.capacity_rollouts") or refresh > 16 * rows:
+        changes["replay.capacity_rollouts"] = max(rows, refresh) + rng.randint(0, 9)
+    if get("replay.paired_prompts"):
+        changes["data.pack_examples"] = False
+
+
 def random_config(rng):
     """A random config, its parts then made to fit."""
     changes = {
@@ -342,12 +486,12 @@ def random_config(rng):
         changes["model.head_dim"] = 2 * get("model.head_dim")
         changes["model.rope_high_frequency"] = get("model.rope_low_frequency") + 1
     changes["data.path"] = "" if get("data.source") == "task" else "somewhere"
-    if get("noise.rate") > 0:
-        changes |= {"objective.name": "bc", "vocab.backspace": True}
-    if get("objective.layout") == "p2":
-        changes["objective.name"] = "bc"
+    if get("data.source") != "text":
+        changes.pop("data.window_chars", None)
     changes["train.batch_rows"] = get("optimizer.accumulate") * rng.randint(1, 9)
-    changes["train.steps"] = get("optimizer.warmup_steps") + rng.randint(1, 99)
+    fit_objective(rng, changes, get)
+    first = max(get("optimizer.warmup_steps"), get("sequencematch.bc_steps"))
+    changes["train.steps"] = first + rng.randint(1, 99)
     for axis in ("data", "fsdp", "tensor"):
         changes[f"mesh.{axis}"] = rng.randint(1, 8)
     changes[f"mesh.{rng.choice(['data', 'fsdp', 'tensor'])}"] = -1

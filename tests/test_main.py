@@ -122,6 +122,22 @@ REFUSED = {
                ["optimizer.name", "'adam'", "did you mean adamw?"]),
     "tuple": ("train --config={q} --config.evaluate.pass_at_k=a", 2, ["pass_at_k[0]", "'a'"]),
     "parts that do not fit": ("train --config={q} --config.objective.name=mle", 2, ["noise.rate"]),
+    "bc to the end": ("train --config={q}:objective=sequencematch", 2,
+                      ["sequencematch.bc_steps=1000", "train.steps=4"]),
+    "gamma": ("train --config={q}:objective=sequencematch --config.sequencematch.gamma=1.5", 2,
+              ["sequencematch.gamma", "<= 1.0", "1.5"]),
+    "gamma that is no number": ("train --config={q} --config.sequencematch.gamma=nan", 2,
+                                ["sequencematch.gamma", "finite", "nan"]),
+    "divergence": ("train --config={q} --config.sequencematch.divergence=chi2mixture", 2,
+                   ["sequencematch.divergence", "did you mean chi2_mixture?"]),
+    "an option that is not used": ("train --config={q} --config.replay.temperature=0.5", 2,
+                                   ["replay.temperature=0.5", "no effect", "bc"]),
+    "buffer below a batch": ("train --config={q}:objective=sequencematch "
+                             "--config.sequencematch.bc_steps=1 "
+                             "--config.replay.capacity_rollouts=7", 2,
+                             ["capacity_rollouts=7", "train.batch_rows=8", "legal is 8"]),
+    "misspelt option": ("train --config={q} --config.replay.refresh_rollout=7", 2,
+                        ["refresh_rollout", "did you mean refresh_rollouts?"]),
     # Config files.
     "missing config": ("train --config={q}x", 2, ["there is no such file", "tiny.py"]),
     "config is a folder": ("train --config={tmp}", 2, ["no such file"]),
@@ -232,6 +248,10 @@ ACCEPTED = {
     "help": "--help",
     "help of a command": "train --help",
     "print": "train --config={q}:objective=mle,seed=3 --print_config",
+    "print sequencematch": (
+        "train --config={q}:objective=sequencematch --print_config "
+        "--config.sequencematch.bc_steps=1 --config.replay.paired_prompts"
+    ),
     "print overridden": (
         "train --config={q} --print_config --config.seed=7 --noconfig.data.with_steps "
         "--config.evaluate.samples_per_problem 4 --config.evaluate.pass_at_k=1,4 "

@@ -81,13 +81,12 @@ class MatchedSource:
         sampled = self._buffer.sample(np.random.default_rng([config.seed, _DRAW, step]), rows)
         model = self._supervised.place(as_batch(sampled, step))
         if not config.replay.paired_prompts:
-            return dataclasses.replace(self._supervised.next(), model=model)
+            return _together(self._supervised.next(), model)
         encoded = []
         for i, position in enumerate(sampled["position"].tolist()):
             rng = np.random.default_rng([config.seed, _PAIRED, step, i])
             encoded.append(self._stream.encoder.encode(self._stream.example(position), rng))
-        data = self._supervised.place(padded(encoded, rows, config.data.seq_len))
-        return dataclasses.replace(data, model=model)
+        return _together(self._supervised.place(padded(encoded, rows, config.data.seq_len)), model)
 
     def refresh(self, state: Any, step: int) -> None:
         """Sample one refresh of rollouts into the buffer."""
@@ -158,3 +157,13 @@ class MatchedSource:
 
     def restore_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         self._buffer.restore(arrays)
+
+
+def _together(data: Batch, model: Batch) -> Batch:
+    """Data with rollouts beside them, and one count of token rows for both.
+
+    The count is static: a count each would be a compilation for every pair.
+    """
+    rows = max(data.token_rows, model.token_rows)
+    model = dataclasses.replace(model, token_rows=rows)
+    return dataclasses.replace(data, model=model, token_rows=rows)

@@ -81,14 +81,15 @@ class ReplayBuffer:
         return self._arrays
 
     def restore(self, arrays: dict[str, Any]) -> None:
-        """The inverse of `arrays`. Raises ValueError where names or shapes differ."""
+        """The inverse of `arrays`. Raises ValueError where names or shapes differ; then nothing is
+        changed.
+        """
         for name, mine in self._arrays.items():
-            values = np.asarray(arrays.get(name))
-            if values.shape != mine.shape:
-                raise ValueError(
-                    f"replay buffer: {name} has shape {values.shape}, wanted {mine.shape}"
-                )
-            mine[...] = values
+            got = np.shape(arrays[name]) if name in arrays else None
+            if got != mine.shape:
+                raise ValueError(f"replay buffer: {name} has shape {got}, wanted {mine.shape}")
+        for name, mine in self._arrays.items():
+            mine[...] = arrays[name]
 
 
 def as_batch(sampled: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:

@@ -175,19 +175,26 @@ def train(run: Run, quiet: bool = False) -> int:
 def check_identities(metrics: dict[str, Any], step: int) -> None:
     """What must hold of a step's metrics whatever the parameters; waits for the device.
 
-    The discounted value sums of complete trajectories telescope to V(s_0) (SequenceMatch).
+    Every trajectory ends in <eos>, and the discounted value sums of complete trajectories telescope
+    to V(s_0) (SequenceMatch).
 
     Raises:
-      AssertionError: they do not, so trajectories are cut or rows are out of order.
+      AssertionError: one does not, so trajectories are cut or rows are out of order.
     """
     if "telescoping_gap" not in metrics:
         return
+    cut = float(metrics["trajectories_cut"].value)
+    if cut:
+        raise AssertionError(
+            f"step {step}: {cut:.0f} trajectories are cut before <eos>; every trajectory must end "
+            "in its terminal state"
+        )
     gap = float(metrics["telescoping_gap"].value)
     scale = max(1.0, *(abs(float(metrics[f"value_start_{s}"].mean())) for s in ("data", "model")))
     if not gap <= GAP_TOLERANCE * scale:
         raise AssertionError(
             f"step {step}: the value sum of a trajectory is {gap:.3g} away from V(s_0) (of size "
-            f"{scale:.3g}); every trajectory must end in its terminal state"
+            f"{scale:.3g}); its rows must be in order of time, from its start to its end"
         )
 
 

@@ -257,6 +257,9 @@ def mixed_loss(
         expert = sequencematch.data_side(data_rows, settings)
         own = sequencematch.model_side(model_rows, settings)
         beta = beta_at(match, step)
+        # What stands at the end of a segment is taken for terminal; it is so after <eos> alone.
+        pairs = ((data_rows, batch), (model_rows, model))
+        cut = [(r.terminal & (b.actions != ids.eos)).sum().astype(jnp.float32) for r, b in pairs]
         parts = (
             behaviour,
             sequencematch.loss_sum(expert, scale),
@@ -277,6 +280,7 @@ def mixed_loss(
             "value_end_data": Sum(expert.end_value, expert.trajectories),
             "value_end_model": Sum(own.end_value, own.trajectories),
             "telescoping_gap": Sum(jnp.maximum(expert.gap, own.gap), one),
+            "trajectories_cut": Sum(cut[0] + cut[1], expert.trajectories + own.trajectories),
         }
         if ids.backspace is not None:
             chosen = (model.labels == ids.backspace) * model.weights
@@ -305,7 +309,7 @@ def halves(tree: Any) -> tuple[Any, Any]:
     """The inverse of `interleave` for a tree of arrays."""
 
     def take(k: int) -> Any:
-        return jax.tree.map(lambda x: x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, k], tree)
+        return jax.tree.map(lambda x: sharding.split_rows(x, 2)[:, k], tree)
 
     return take(0), take(1)
 

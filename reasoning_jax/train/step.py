@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reasoning_jax import sharding
 from reasoning_jax.config import Config
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.objectives.masked import Mixture, Sum, as_mixture
@@ -59,7 +60,7 @@ def make_train_step(
         """Gradients and metrics summed over interleaved slices of the batch, one at a time."""
 
         def slices(x: jax.Array) -> jax.Array:
-            return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+            return jnp.moveaxis(sharding.split_rows(x, parts), 1, 0)
 
         batches = jax.tree.map(slices, batch)
         first = jax.tree.map(lambda x: x[0], batches)

@@ -41,11 +41,12 @@ def test_steps_are_left_out_of_any_sources_examples():
 
 
 def test_a_clean_example_position_by_position():
-    # Catches: labels or weights moved by one, no <eos>, loss on the prompt, floor off by one.
+    # Catches: labels or weights moved by one, no <eos>, loss on the prompt, floor off by one,
+    # prompt labels that are not the prompt.
     row = encoder().encode(EXAMPLE, np.random.default_rng(0))
     prompt, response = [VOCAB.bos_id, *VOCAB.encode("1+2=")], VOCAB.encode(RESPONSE)
     assert row["actions"].tolist() == prompt + response
-    assert row["labels"].tolist() == [0] * 4 + response + [VOCAB.eos_id]
+    assert row["labels"].tolist() == prompt[1:] + response + [VOCAB.eos_id]
     assert row["weights"].tolist() == [0.0] * 4 + [1.0] * 8
     assert row["floor"].tolist() == [4] * 12
     assert row["noised"].tolist() == [0] * 12

@@ -52,7 +52,11 @@ def source(examples=40, rows=4, pack=False, process=0, processes=1, rate=0.2, se
 
 def take(source, batches):
     """Batches as dicts of numpy arrays."""
-    return [vars(jax.device_get(source.next())) for _ in range(batches)]
+    names = (*FIELDS, "segments")
+    return [
+        {name: getattr(batch, name) for name in names}
+        for batch in (jax.device_get(source.next()) for _ in range(batches))
+    ]
 
 
 def equal(got, want):

@@ -12,8 +12,9 @@ import pytest
 from reasoning_jax.commands import train as command
 from reasoning_jax.config import ConfigError
 from reasoning_jax.data.pipeline import SupervisedSource
+from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
-from tests.small import tiny_run
+from tests.small import matching_run, tiny_run
 
 
 def metrics_of(workdir):
@@ -25,24 +26,26 @@ def everything_in(workdir, step):
     """All arrays and JSON of a checkpoint, as comparable values."""
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+    folder = (workdir / "checkpoints").absolute()
+    names = [n for n in ("params", "opt", "replay") if (folder / str(step) / n).is_dir()]
+    args = {name: ocp.args.StandardRestore() for name in names}
+    with ocp.CheckpointManager(folder) as manager:
         out = manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(), opt=ocp.args.StandardRestore(),
-                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore(),
+                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore(), **args
             ),
-        )  # fmt: skip
+        )
     arrays = {
         jax.tree_util.keystr(path): np.asarray(x)
-        for path, x in jax.tree.leaves_with_path({"params": out["params"], "opt": out["opt"]})
+        for path, x in jax.tree.leaves_with_path({name: out[name] for name in names})
     }
     return arrays, out["data"], out["meta"]
 
 
-def preempt_after(monkeypatch, steps):
+def preempt_after(monkeypatch, steps, source=SupervisedSource):
     """SIGTERM to ourselves when the source is asked for batch `steps` of this process."""
-    original = SupervisedSource.next
+    original = source.next
     calls = {"n": 0}
 
     def next_and_kill(self, state=None):
@@ -51,7 +54,7 @@ def preempt_after(monkeypatch, steps):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, state)
 
-    monkeypatch.setattr(SupervisedSource, "next", next_and_kill)
+    monkeypatch.setattr(source, "next", next_and_kill)
 
 
 @pytest.mark.parametrize(("pack", "stops"), [(False, (1, 2)), (True, (5,))])
@@ -67,13 +70,45 @@ def test_resumed_equals_unbroken(tmp_path, monkeypatch, stops, pack):
             preempt_after(patch, stop)
             assert command.train(config, tmp_path / "broken", [], quiet=True) == 42
     assert command.train(config, tmp_path / "broken", [], quiet=True) == 0
-    want, want_data, want_meta = everything_in(tmp_path / "unbroken", 6)
-    got, got_data, got_meta = everything_in(tmp_path / "broken", 6)
+    assert_same(tmp_path / "unbroken", tmp_path / "broken", 6)
+
+
+def assert_same(unbroken, broken, step):
+    """Every array bit by bit, the place in the data, meta and all logged numbers."""
+    want, want_data, want_meta = everything_in(unbroken, step)
+    got, got_data, got_meta = everything_in(broken, step)
     assert want.keys() == got.keys()
     for path, x in want.items():
         assert x.tobytes() == got[path].tobytes(), path
     assert (want_data, want_meta) == (got_data, got_meta)
-    assert metrics_of(tmp_path / "unbroken") == metrics_of(tmp_path / "broken")
+    assert metrics_of(unbroken) == metrics_of(broken)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_run_with_rollouts_resumes_as_if_unbroken(tmp_path, monkeypatch, paired):
+    """Stopped after step 1 (in the bc phase), 2 (right before the first refresh), 3 (right after
+    it), 4 (between two) and 7 (inside a logging interval of 3).
+
+    Catches: a buffer, a counter or a key that starts anew; a buffer saved while it changes.
+    """
+    config = matching_run(
+        train={"steps": 9, "log_every_steps": 3, "checkpoint_every_steps": 100},
+        replay={"sample_every_steps": 3, "noise_rate": 0.1, "paired_prompts": paired},
+    )
+    assert command.train(config, tmp_path / "unbroken", [], quiet=True, debug=True) == 0
+    # Batches of each process: 1, then up to 2, 3, 4 and 7.
+    for stop in (1, 1, 1, 1, 3):
+        with monkeypatch.context() as patch:
+            preempt_after(patch, stop, MatchedSource)
+            assert command.train(config, tmp_path / "broken", [], quiet=True) == 42
+    assert command.train(config, tmp_path / "broken", [], quiet=True) == 0
+    assert_same(tmp_path / "unbroken", tmp_path / "broken", 9)
+    arrays, _, _ = everything_in(tmp_path / "broken", 9)
+    assert len([path for path in arrays if "replay" in path]) == 8
+    assert arrays["['replay']['pushed']"] == 24
+    logged = [row for row in metrics_of(tmp_path / "broken") if row["split"] == "train"]
+    assert [row["step"] for row in logged] == [3, 6, 9]
+    assert [row["trajectories_cut"] for row in logged] == [0.0] * 3
 
 
 def test_another_seed_is_another_run(tmp_path):

@@ -71,6 +71,15 @@ def test_accumulation_and_layouts_give_the_same_training():
             np.testing.assert_allclose(others[path], x, atol=2e-4, err_msg=path)
 
 
+def test_accumulation_with_a_row_a_device():
+    # Catches: a mesh axis of size 1 that goes with the parts, over which the scan then runs.
+    base = tiny_run(train={"batch_rows": 16})
+    parts = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, accumulate=2))
+    want, _, _ = steps_on_mesh(base, (8, 1, 1), 2)
+    got, _, _ = steps_on_mesh(parts, (8, 1, 1), 2)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_states_that_find_no_row_in_p2_are_not_scored():
     """With too few rows the loss is that of the states which have one, and the rest is told."""
     config = tiny_run(objective={"layout": "p2", "p2_rows": 6})
