@@ -125,7 +125,7 @@ class Settings:
             refuse("terminal", f"one of {', '.join(TERMINALS)}")
         if self.terminal == "repeat" and self.gamma == 1:
             refuse("terminal", '"noop" or "none" at gamma = 1, where repeating <eos> never ends')
-        if abs(self.value_weight_data + self.value_weight_model - 1) > 1e-9:
+        if not abs(self.value_weight_data + self.value_weight_model - 1) <= 1e-9:
             refuse("value_weight_model", f"1 - value_weight_data ({self.value_weight_data})")
         if self.value_form not in ("explicit", "collapsed"):
             refuse("value_form", "explicit or collapsed")
