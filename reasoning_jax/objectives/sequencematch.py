@@ -42,8 +42,9 @@ DOMAIN_MARGIN = 1e-3
 class Phi(NamedTuple):
     """A concave phi with phi(0) = 0 and phi'(0) = 1, and its derivative.
 
-    Defined for x > `low` where that is given. `overflow`: below it float32 could not hold the
-    value, and the tangent takes over. `vertex`: where phi stops growing.
+    Defined for x > `low` where that is given. `overflow`: below it the tangent takes over, whose
+    slope must be small enough for float32 to hold its square (the gradient's norm) and its product
+    with any x that occurs. `vertex`: where phi stops growing.
     """
 
     value: Callable[[jax.Array], jax.Array]
@@ -63,7 +64,7 @@ class Phi(NamedTuple):
 PHIS: dict[str, Phi] = {
     "identity": Phi(lambda x: x, lambda x: 1.0),
     "chi2": Phi(lambda x: x - x * x / 4, lambda x: 1 - x / 2, vertex=2.0),
-    "reverse_kl": Phi(lambda x: -jnp.expm1(-x), lambda x: math.exp(-x), overflow=-80.0),
+    "reverse_kl": Phi(lambda x: -jnp.expm1(-x), lambda x: math.exp(-x), overflow=-40.0),
     "forward_kl": Phi(jnp.log1p, lambda x: 1 / (1 + x), low=-1.0),
     "js": Phi(
         lambda x: jnp.log1p(-jnp.expm1(-x)),
@@ -125,7 +126,7 @@ class Settings:
             refuse("terminal", f"one of {', '.join(TERMINALS)}")
         if self.terminal == "repeat" and self.gamma == 1:
             refuse("terminal", '"noop" or "none" at gamma = 1, where repeating <eos> never ends')
-        if abs(self.value_weight_data + self.value_weight_model - 1) > 1e-9:
+        if not abs(self.value_weight_data + self.value_weight_model - 1) <= 1e-9:
             refuse("value_weight_model", f"1 - value_weight_data ({self.value_weight_data})")
         if self.value_form not in ("explicit", "collapsed"):
             refuse("value_form", "explicit or collapsed")
