@@ -206,8 +206,10 @@ def test_the_loss_is_the_objective_of_every_state_alone(case, backspace):
     (data, start), (model, model_start) = (
         each_state_alone(assembly, params, x) for x in (batch, batch.model)
     )
-    settings = losses.settings_of(match)
-    assert settings.mixture == 0.2
+    settings = sequencematch.Settings(
+        match.divergence, alpha=0.5, gamma=0.9, kappa_m=0.2, terminal=match.terminal,
+        value_weight_data=0.3, value_weight_model=0.7, value_form=match.value_form,
+    )  # fmt: skip
     want, expert, own = sequencematch.sequencematch(data, model, settings, match.horizon)
     got = metrics["loss_sm_data"] + metrics["loss_sm_model"]
     np.testing.assert_allclose(got, want, rtol=2e-5)
@@ -229,6 +231,25 @@ def test_the_loss_is_the_objective_of_every_state_alone(case, backspace):
     assert metrics["telescoping_gap"] < 1e-4
     assert metrics["rollout_age_steps"] == np.mean([9 - b for b in range(B)])
     assert ("backspace_model" in metrics) == backspace
+
+
+def test_every_setting_of_the_objective_is_that_of_the_section():
+    # Catches: an option that is accepted and not handed on; -1 taken for a coefficient.
+    changed = {
+        "divergence": "chi2", "alpha": 0.3, "gamma": 0.7, "kappa_m": 0.4, "terminal": "repeat",
+        "value_weight_data": 0.9, "value_form": "explicit", "clamp": True, "domain_guard": "clamp",
+    }  # fmt: skip
+    for name, value in changed.items():
+        settings = losses.settings_of(SequenceMatchConfig(**{"divergence": "chi2", name: value}))
+        assert getattr(settings, name) == value
+        rest = {n: getattr(settings, n) for n in changed if n != name}
+        default = sequencematch.Settings("chi2")
+        assert rest == {n: getattr(default, n) for n in rest}
+        assert settings.value_weight_model == pytest.approx(1 - settings.value_weight_data)
+    assert {f.name for f in dataclasses.fields(sequencematch.Settings)} == {
+        *changed, "value_weight_model",
+    }  # fmt: skip
+    assert losses.settings_of(SequenceMatchConfig()).mixture == 0.0025
 
 
 @pytest.mark.parametrize("step", [None, 0, 1])
