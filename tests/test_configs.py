@@ -4,7 +4,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from reasoning_jax import config as config_lib
@@ -68,17 +67,6 @@ def other(name, default):
 
 def named(path):
     return pytest.param(path, id=path.stem, marks=pretrained.get(path.stem, ()))
-
-
-@pytest.fixture
-def quick_to_compile(monkeypatch):
-    """One device and code that is not optimised: compiling is most of a short run."""
-    device = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: device)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_the_shipped_configs_are_these():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sweep import SweepRun, resolve_file, run_points
-from reasoning_jax.config import Config, ConfigError, nearest_name, to_dict
+from reasoning_jax.config import Config, ConfigError, nearest_name, show, to_dict
 from reasoning_jax.config_check import from_dict
 
 if TYPE_CHECKING:
@@ -87,11 +87,10 @@ def _check_decoders(
     arms = list(dict.fromkeys(arm.values()))
     for label, (wanted, overrides) in study.decoders.items():
         if wanted not in arms:
-            raise ConfigError(
-                f"decoder {label!r} is of an unknown arm {wanted!r}{nearest_name(wanted, arms)}"
-            )
+            hint = nearest_name(wanted, arms)
+            raise ConfigError(f"decoder {show(label)} is of an unknown arm {show(wanted)}{hint}")
         if label in arms:
-            raise ConfigError(f"decoder {label!r} has the name of an arm; give it its own")
+            raise ConfigError(f"decoder {show(label)} has the name of an arm; give it its own")
         for run in runs:
             if arm[run.name] == wanted:
                 decoded.append((label, run.name, _evaluated_otherwise(label, run, overrides)))
@@ -103,7 +102,7 @@ def _evaluated_otherwise(label: str, run: SweepRun, overrides: Mapping[str, Any]
     for key, value in overrides.items():
         section, _, name = key.partition(".")
         if section not in ("sampling", "evaluate") or name not in values[section]:
-            raise ConfigError(f"decoder {label!r}: {key} is no key of sampling or evaluate")
+            raise ConfigError(f"decoder {show(label)}: {key} is no key of sampling or evaluate")
         values[section][name] = value
     return from_dict(values)
 

@@ -182,7 +182,8 @@ def picture(study: Study, table: Mapping[str, Mapping[str, Cell]]) -> tuple[byte
             loc="left", parse_math=False,
         )  # fmt: skip
         if names:
-            entries = [(headings.get(n, n), Patch(color=c, alpha=0.75)) for n, c in zip(names, colours)]
+            patches = [Patch(color=colour, alpha=0.75) for colour in colours]
+            entries = [(headings.get(n, n), patch) for n, patch in zip(names, patches)]
             legend(axes, theme, entries, "outside lower center", columns=min(3, len(names)))
 
     return render(draw, (7.5, 1.0 + len(labels) * max(heights, default=0.3)))
