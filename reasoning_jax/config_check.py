@@ -147,8 +147,8 @@ def validate(config: Config) -> None:
         for name in ARCHITECTURE_FIELDS:
             if getattr(model, name) != getattr(ModelConfig(), name):
                 raise ConfigError(
-                    f"model.{name} is read from weights.path={show(config.weights.path)} and cannot "
-                    f"be set to {getattr(model, name)!r}; remove one of the two"
+                    f"model.{name} is read from weights.path={show(config.weights.path)} and "
+                    f"cannot be set to {getattr(model, name)!r}; remove one of the two"
                 )
     else:
         _check_architecture(model)
