@@ -24,7 +24,7 @@ from reasoning_jax.sweep import chain, product, sweep
 SCALES = {
     # model (layers, width, heads), window, rows, steps, bc steps, prompt, continuation
     "smoke": ((1, 16, 1), 64, 8, 8, 4, 8, 16),
-    "cpu": ((2, 128, 4), 128, 16, 1000, 500, 32, 80),
+    "cpu": ((2, 128, 4), 128, 16, 700, 350, 32, 80),
     "gpu": ((6, 512, 8), 512, 64, 20_000, 5_000, 128, 256),
     "paper": (None, 1024, 16, 5_000, 1_000, 256, 512),
     "real": (None, 128, 4, 200, 100, 24, 64),
