@@ -193,7 +193,9 @@ class SequenceMatchConfig:
     clamp: hold chi2's phi at its maximum beyond its vertex, 2 / alpha.
     domain_guard: where phi is defined for x > lo only, below lo + 0.001: go on as its tangent
       ("linear") or as a constant ("clamp").
-    start: where time and discounting begin: at <bos>, or at the end of the prompt.
+    start: where time and discounting begin. At <bos> the reward also falls on the prompts of the
+      data, which bc leaves alone; without a <bos> or at the end of the "prompt" the two sides
+      start in different states, for which value_weight_data = 1 (or paired prompts) is better.
     floor_backspace: at the prompt's end there is no such action ("masked"), or one without effect
       ("noop").
     horizon: the loss is J times (1 - gamma) if 0, else J / (1 + gamma + ... + gamma^(horizon-1)).

@@ -147,8 +147,8 @@ def validate(config: Config) -> None:
         for name in ARCHITECTURE_FIELDS:
             if getattr(model, name) != getattr(ModelConfig(), name):
                 raise ConfigError(
-                    f"model.{name} is read from weights.path={config.weights.path!r} and cannot be "
-                    f"set to {getattr(model, name)!r}; remove one of the two"
+                    f"model.{name} is read from weights.path={show(config.weights.path)} and "
+                    f"cannot be set to {getattr(model, name)!r}; remove one of the two"
                 )
     else:
         _check_architecture(model)
@@ -162,12 +162,12 @@ def validate(config: Config) -> None:
     if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):
         raise ConfigError(
             'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '
-            f"kind={config.vocab.kind!r}, path={config.vocab.path!r}"
+            f"kind={config.vocab.kind!r}, path={show(config.vocab.path)}"
         )
     if (data.source == "task") != (not data.path):
         raise ConfigError(
             'data.path goes with data.source="jsonl", "tfds" or "text"; got '
-            f"source={data.source!r}, path={data.path!r}"
+            f"source={data.source!r}, path={show(data.path)}"
         )
     if data.window_chars and data.source != "text":
         raise ConfigError(
@@ -177,7 +177,7 @@ def validate(config: Config) -> None:
     if data.validation_path and data.source != "jsonl":
         raise ConfigError(
             'data.validation_path goes with data.source="jsonl"; got '
-            f"source={data.source!r}, validation_path={data.validation_path!r}"
+            f"source={data.source!r}, validation_path={show(data.validation_path)}"
         )
     name = config.objective.name
     if config.noise.rate > 0 and name in ("mle", "unlikelihood"):
@@ -269,6 +269,23 @@ def _check_sequencematch(config: Config) -> None:
             f'sequencematch.clamp=True has no effect on divergence="{match.divergence}", whose phi '
             "has no maximum; set it to False, or use chi2 or chi2_mixture"
         )
+    if match.domain_guard != "linear" and match.divergence not in ("forward_kl", "js", "hellinger"):
+        raise ConfigError(
+            f'sequencematch.domain_guard="{match.domain_guard}" has no effect on divergence='
+            f'"{match.divergence}", whose phi is defined everywhere; leave it at "linear"'
+        )
+    if match.floor_backspace != "masked" and not config.vocab.backspace:
+        raise ConfigError(
+            'sequencematch.floor_backspace="noop" needs a vocabulary with <backspace>; set '
+            'vocab.backspace=True, or leave it at "masked"'
+        )
+    mixture = match.divergence == "chi2_mixture" if match.kappa_m < 0 else match.kappa_m > 0
+    given = match.start == "bos" or replay.prefix_tokens > 0
+    if match.kappa_on_prompt and not (mixture and given):
+        why = "the given actions are before s_0" if mixture else "kappa_m is 0"
+        raise ConfigError(
+            f"sequencematch.kappa_on_prompt=True has no effect: {why}; set it to False"
+        )
     if match.bc_steps >= config.train.steps:
         raise ConfigError(
             f"sequencematch.bc_steps={match.bc_steps} must be below train.steps="
@@ -328,7 +345,7 @@ def _check_evaluate(evaluate: EvaluateConfig) -> None:
             )
     if evaluate.feature_weights and not evaluate.mauve:
         raise ConfigError(
-            f"evaluate.feature_weights={evaluate.feature_weights!r} has no effect with "
+            f"evaluate.feature_weights={show(evaluate.feature_weights)} has no effect with "
             "evaluate.mauve=False; set it to True"
         )
     for k in evaluate.pass_at_k:

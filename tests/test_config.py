@@ -351,6 +351,22 @@ MATCH_RULES = {
         {"sequencematch.clamp": True, "sequencematch.divergence": "forward_kl"},
         ["clamp=True", "forward_kl", "chi2"], {"sequencematch.clamp": False},
     ),
+    "a guard of what has no edge": (
+        {"sequencematch.domain_guard": "clamp"}, ["domain_guard", "chi2_mixture", '"linear"'],
+        {"sequencematch.divergence": "js"},
+    ),
+    "a floor of no backspace": (
+        {"vocab.backspace": False, "sequencematch.floor_backspace": "noop"},
+        ["floor_backspace", "vocab.backspace=True"], {"vocab.backspace": True},
+    ),
+    "no regulariser on prompts": (
+        {"sequencematch.kappa_on_prompt": True, "sequencematch.divergence": "chi2"},
+        ["kappa_on_prompt", "kappa_m is 0"], {"sequencematch.kappa_m": 0.1},
+    ),
+    "a regulariser on what was before": (
+        {"sequencematch.kappa_on_prompt": True, "sequencematch.start": "prompt"},
+        ["kappa_on_prompt", "before s_0"], {"replay.prefix_tokens": 3},
+    ),
     "bc to the end": (
         {"train.steps": 1000}, ["bc_steps=1000", "train.steps=1000", '"bc"'],
         {"sequencematch.bc_steps": 999},
@@ -465,6 +481,12 @@ def fit_objective(rng, changes, get):
         changes["sequencematch.divergence"], changes["sequencematch.clamp"] = "identity", False
     if -1 < get("sequencematch.kappa_m") < 0:
         changes["sequencematch.kappa_m"] += 1
+    if get("sequencematch.divergence") not in ("forward_kl", "js", "hellinger"):
+        changes["sequencematch.domain_guard"] = "linear"
+    if not get("vocab.backspace"):
+        changes["sequencematch.floor_backspace"] = "masked"
+    if get("sequencematch.kappa_on_prompt"):
+        changes |= {"sequencematch.kappa_m": 0.3, "sequencematch.start": "bos"}
     if get("replay.capacity_rollouts") or refresh > 16 * rows:
         changes["replay.capacity_rollouts"] = max(rows, refresh) + rng.randint(0, 9)
     if get("replay.paired_prompts"):
@@ -482,6 +504,7 @@ def random_config(rng):
         changes = {k: v for k, v in changes.items() if k[6:] not in C.ARCHITECTURE_FIELDS}
         changes["weights.path"] = "smollm2"
     else:
+        changes.pop("weights.backspace_probability", None)
         changes["model.n_heads"] = get("model.n_kv_heads") * rng.randint(1, 4)
         changes["model.head_dim"] = 2 * get("model.head_dim")
         changes["model.rope_high_frequency"] = get("model.rope_low_frequency") + 1

@@ -6,7 +6,7 @@ Claim    (the paper's, on openwebtext with Llama2-7b: SequenceMatch raises MAUVE
 Command  reasoning-jax reproduce sequencematch/text --scale=cpu --workdir=runs/text --config.data.path=FOLDER
          reasoning-jax train --config=configs/sequencematch/text.py:objective=bc --workdir=runs/text_bc --config.data.path=FOLDER
          reasoning-jax train --config=configs/sequencematch/text.py:scale=real --workdir=runs/text_lora --config.data.path=FOLDER
-Time     about 2 hours on 2 CPU cores (cpu: 14 runs of 4 to 15 minutes)
+Time     about 30 minutes on 2 CPU cores (cpu: 6 runs, one seed)
 Scales   cpu: byte-level, 2 layers x 128, windows of 128. gpu: 6 x 512, windows of 512, one GPU.
          paper: Llama-2-7B sized weights of your own (--config.weights.path=...), LoRA, windows of
          1,024; the paper quantised them, which is not supported here. smoke: a minute. The argument
@@ -24,7 +24,7 @@ from reasoning_jax.sweep import chain, product, sweep
 SCALES = {
     # model (layers, width, heads), window, rows, steps, bc steps, prompt, continuation
     "smoke": ((1, 16, 1), 64, 8, 8, 4, 8, 16),
-    "cpu": ((2, 128, 4), 128, 16, 1500, 750, 32, 80),
+    "cpu": ((2, 128, 4), 128, 16, 700, 350, 32, 80),
     "gpu": ((6, 512, 8), 512, 64, 20_000, 5_000, 128, 256),
     "paper": (None, 1024, 16, 5_000, 1_000, 256, 512),
     "real": (None, 128, 4, 200, 100, 24, 64),
@@ -72,7 +72,7 @@ def get_config(arg: str = ""):
     config.train.checkpoint_every_steps = steps
     config.sampling.max_actions = continuation
     config.evaluate.prompt_tokens = prompt
-    config.evaluate.problems = {"smoke": 32, "real": 64}.get(arg.scale, 512)
+    config.evaluate.problems = {"smoke": 32, "cpu": 256, "real": 64}.get(arg.scale, 512)
     config.evaluate.batch_rows = 128
     config.evaluate.mauve = True
     config.evaluate.feature_weights = "" if arg.scale == "smoke" else "smollm2"
@@ -97,10 +97,10 @@ def get_sweep(arg: str = ""):
         return product(sweep("arg", names), sweep("seed", (0,)))
     noises = [
         f"objective={name},noise=0.02,source={source},scale={arg.scale}"
-        for source in ("random", "ngram")
+        for source in (("ngram",) if arg.scale == "cpu" else ("random", "ngram"))
         for name in ("bc", "sequencematch")
     ]
-    seeds = sweep("seed", (0, 1) if arg.scale == "cpu" else (0, 1, 2))
+    seeds = sweep("seed", (0,) if arg.scale == "cpu" else (0, 1, 2))
     return chain(product(sweep("arg", names), seeds), product(sweep("arg", noises), seeds))
 
 

@@ -25,6 +25,8 @@ from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.step import Step
 
 DONE, PREEMPTED = 0, 42
+# How orbax ends the name of a step's folder until everything in it is on disk.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 # Of the value sums, relative to V(s_0), in float32.
 GAP_TOLERANCE = 1e-3
 
@@ -84,14 +86,15 @@ class Preemption:
 def restore_if_any(
     checkpoints: Checkpoints, folder: Path, run: Run
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint's (state, meta), with the data source at its place; else a fresh start.
+    """The newest checkpoint's (state, meta), with the data source at its place; else a fresh start,
+    also where all that is left is a first save that was cut off: no step was ever complete.
 
     Raises:
       CheckpointError: the folder holds steps, but none of them is complete and readable.
     """
     if checkpoints.latest() is None:
         left = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        if left:
+        if not all(name.endswith(_UNFINISHED) for name in left):
             raise CheckpointError(
                 f"{folder} holds {', '.join(left[:3])} but no complete checkpoint; move the run "
                 "folder away to start again"

@@ -82,6 +82,5 @@ def test_killed_at_random(tmp_path, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a first save that was cut off is taken for a lost run")
 def test_killed_inside_the_first_save(tmp_path):
     kill_and_compare(tmp_path, [("saving", 1, 0.01)])

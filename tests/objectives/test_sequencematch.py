@@ -194,6 +194,30 @@ def test_half_precision_is_raised_before_anything_is_summed(dtype):
         assert got.objective.dtype == jnp.float32
 
 
+def test_values_are_over_the_actions_that_a_state_has():
+    logits, labels, length = some(14, [4, 2, 6, 8])
+    allowed = np.random.default_rng(0).random(logits.shape) < 0.6
+    allowed[..., EOS] = np.arange(9) <= length[:, None]
+    # Beyond the end no action is left at all.
+    allowed &= allowed[..., EOS : EOS + 1]
+    shorter = logits, labels[:, :-1], length
+    rows = rows_of(shorter, allowed=jnp.asarray(allowed))
+    used = np.arange(9) <= length[:, None]
+    wanted = np.log(np.where(allowed, np.exp(logits), 0).sum(-1)[used])
+    np.testing.assert_allclose(np.asarray(rows.value)[used], wanted, atol=1e-6)
+    # The logit is that of the label, and of <eos> in a terminal state.
+    chosen = np.where(np.arange(9) < length[:, None], labels, EOS)
+    picked = np.take_along_axis(logits, chosen[..., None], -1)[..., 0]
+    np.testing.assert_array_equal(np.asarray(rows.logit)[used], picked[used])
+    slope = jax.grad(
+        lambda z: jnp.where(
+            used, rows_of((z, *shorter[1:]), allowed=jnp.asarray(allowed)).value, 0
+        ).sum()
+    )(jnp.asarray(logits))
+    assert np.isfinite(slope).all()
+    assert not np.asarray(slope)[~allowed].any()
+
+
 @pytest.mark.parametrize("terminal", sm.TERMINALS)
 def test_value_sums_telescope(terminal, x64):
     for seed in range(6):
@@ -304,6 +328,22 @@ def test_gradient_law(divergence, x64):
         np.testing.assert_allclose(got, wanted, atol=1e-9, rtol=1e-9)
 
 
+def test_the_regulariser_falls_on_own_actions_and_on_the_end(x64):
+    logits, labels, length = case = some(13, [4, 2, 6, 8], dtype=np.float64)
+    given = np.array([0, 1, 3, 8])
+    value = np.log(np.exp(logits).sum(-1))
+    for kappa in (0.3, 2.0):
+        settings = sm.Settings("chi2", gamma=0.9, kappa_m=kappa)
+        penalty = 0.0
+        for k, n in enumerate(length):
+            for i in range(given[k], n):
+                penalty += 0.9**i * (logits[k, i, labels[k, i]] - 0.9 * value[k, i + 1]) ** 2
+            penalty += 0.9**n * 0.1 * value[k, n] ** 2
+        side = sm.model_side(rows_of(case, given=jnp.asarray(given)), settings)
+        wanted = -0.5 * value[:, 0].sum() - kappa * penalty
+        assert float(side.objective) == pytest.approx(wanted, abs=1e-11)
+
+
 @pytest.mark.parametrize("terminal", sm.TERMINALS)
 @pytest.mark.parametrize("value_form", ["explicit", "collapsed"])
 def test_without_the_regulariser_only_the_start_of_model_samples_has_a_gradient(
@@ -383,16 +423,18 @@ def test_padding_does_nothing_whatever_it_holds(settings):
     # Whatever stands in unused rows of Rows itself is ignored too.
     rows = rows_of(data)
     unused = ~(rows.acts | rows.terminal)
-    bad = rows.replace(
-        **{name: jnp.where(unused, jnp.nan, getattr(rows, name)) for name in ("logit", "value")},
-        time=jnp.where(unused, -7, rows.time),
-        own=rows.own | unused,
-    )
     for side in (sm.data_side, sm.model_side):
-        close(side(rows, settings), side(bad, settings))
-        grads = jax.grad(lambda r, side=side: side(r, settings).objective, allow_int=True)(bad)
-        assert np.isfinite(grads.logit).all()
-        assert np.isfinite(grads.value).all()
+        for time in (0, -(10**6)):
+            bad = rows.replace(
+                logit=jnp.where(unused, jnp.nan, rows.logit),
+                value=jnp.where(unused, jnp.nan, rows.value),
+                time=jnp.where(unused, time, rows.time),
+                own=rows.own | unused,
+            )
+            close(side(rows, settings), side(bad, settings))
+            grads = jax.grad(lambda r, f=side: f(r, settings).objective, allow_int=True)(bad)
+            assert np.isfinite(grads.logit).all()
+            assert np.isfinite(grads.value).all()
 
 
 def test_order_and_number_of_trajectories():

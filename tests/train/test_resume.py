@@ -145,9 +145,24 @@ def test_a_folder_with_only_broken_checkpoints_never_starts_again(tmp_path):
         command.train(config, tmp_path, [], quiet=True)
     for name in ("commit_success.txt", "_CHECKPOINT_METADATA"):
         (tmp_path / "checkpoints" / "2" / name).unlink(missing_ok=True)
-    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "2.damaged")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         command.train(config, tmp_path, [], quiet=True)
+
+
+def test_a_first_save_that_was_cut_off_is_no_step(tmp_path):
+    """Nothing was complete there, so the run begins anew and ends as one that never stopped."""
+    config = tiny_run(train={"steps": 2})
+    assert command.train(config, tmp_path / "whole", [], quiet=True) == 0
+    cut = tmp_path / "cut" / "checkpoints" / "2.orbax-checkpoint-tmp" / "params"
+    cut.mkdir(parents=True)
+    (tmp_path / "cut" / "config.json").write_bytes(
+        (tmp_path / "whole" / "config.json").read_bytes()
+    )
+    (tmp_path / "cut" / "vocab.json").write_bytes((tmp_path / "whole" / "vocab.json").read_bytes())
+    assert command.train(config, tmp_path / "cut", [], quiet=True) == 0
+    want, got = (everything_in(tmp_path / name, 2)[0] for name in ("whole", "cut"))
+    assert all(x.tobytes() == got[path].tobytes() for path, x in want.items())
 
 
 def test_parameters_alone_and_a_step_that_is_not_there(tmp_path):
