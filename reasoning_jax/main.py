@@ -51,6 +51,7 @@ _WITH_RUN = ("evaluate", "sample", "export")
 _CONFIG_FILE_FUNCTIONS = {
     "get_config": "that returns a ConfigDict",
     "get_sweep": "that returns points, as in docs/sweeps.md",
+    "get_study": "that returns a report.study.Study",
 }
 # As config_flags finds them.
 _OVERRIDE = re.compile(r"--?(no)?config\.")
@@ -93,7 +94,7 @@ def _run(argv: list[str]) -> int:
         for name, what in _COMMANDS.items():
             print(f"  {name:<10} {what}")
         print("flags: --print_config --dry_run --debug --quiet --checkpoint --prompt --prompt_file")
-        print("       --samples --out --index --all --list")
+        print("       --samples --out --index --all --list --scale")
         return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
     command = argv[1]
     if command not in _COMMANDS:
@@ -261,8 +262,9 @@ def _open_config_file(name: str) -> Callable[..., Any]:
 
     def call(function: str, *arguments: str) -> Any:
         if not hasattr(module, function):
+            given = "scale" if function == "get_study" else 'arg=""'
             raise UsageError(
-                f'{name} defines no {function}; it needs a `def {function}(arg=""):` '
+                f"{name} defines no {function}; it needs a `def {function}({given}):` "
                 f"{_CONFIG_FILE_FUNCTIONS[function]}"
             )
         result = _in_words(name, getattr(module, function), *arguments)

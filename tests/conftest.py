@@ -24,3 +24,16 @@ def _absl_flags_parsed():
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def quick_to_compile(monkeypatch):
+    """One device and code that is not optimised: compiling is most of a short run."""
+    import jax
+
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

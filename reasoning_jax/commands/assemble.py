@@ -133,8 +133,8 @@ def _ngrams(config: Config, task: Task | None, encoder: Encoder) -> Any:
 
     def sequences() -> Any:
         for i in range(len(source)):
-            prompt, response = encoder.render(source[i])
-            yield encoder.prompt_ids(prompt) + encoder.vocab.encode(response)
+            prompt, response = encoder.split_ids(source[i])
+            yield prompt + response
 
     return NgramNoise.from_sequences(sequences(), encoder.vocab.text_ids(), _NGRAM_TOKENS)
 
@@ -337,11 +337,9 @@ def text_windows(assembly: Assembly, split: str, count: int) -> list[list[int]]:
     config = assembly.config
     count = min(count, len(source))
     places = [i * len(source) // count for i in range(count)]
-    windows = [
-        (encoder.prompt_ids("") + encoder.vocab.encode(source[i].answer))[: config.data.seq_len]
-        for i in places
-    ]
-    given = config.evaluate.prompt_tokens + 1
+    ids = (encoder.split_ids(source[i]) for i in places)
+    windows = [(prompt + response)[: config.data.seq_len] for prompt, response in ids]
+    given = max(1, config.evaluate.prompt_tokens + (encoder.vocab.bos_id is not None))
     if max(map(len, windows)) <= given:
         raise ConfigError(
             f"evaluate.prompt_tokens={config.evaluate.prompt_tokens} leaves nothing to continue of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from reasoning_jax.vocab import TokenizerCodec, extend_pretrained
 # Training examples over whose states a new row's probability is set.
 _SAMPLE = 8
 _READ = ("actions", "segments")
+# To find the length of the new row: Newton's steps, and the slope below which none is taken.
+_NEWTON_STEPS, _LEAST_SLOPE = 12, 1e-3
 
 
 def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params | None:
@@ -55,8 +58,8 @@ def with_backspace_row(
     probability: float,
     mesh: jax.sharding.Mesh,
 ) -> spec.Params:
-    """Parameters whose output row `row` has, on average over the batch, the log-probability
-    log(probability) of being chosen.
+    """Parameters whose output row `row` has, on average over the batch's states, the
+    log-probability log(probability) of being chosen.
 
     The mean of all rows, which favours no token, is moved along the mean hidden state. (That a new
     row should start near the rate of noise is advice of ours for SequenceMatch on pretrained
@@ -74,8 +77,9 @@ def with_backspace_row(
             attention=attention.Causal(batch["segments"]),
         ).hidden  # fmt: skip
         weight = (batch["segments"] > 0).astype(jnp.float32)
-        # Any label will do: the mean row's logit and the logsumexp are what is wanted.
-        total = readout.score_labels(params, config, hidden, batch["actions"]).logsumexp
+        old = readout.score_labels(params, config, hidden, jnp.full_like(batch["actions"], row))
+        # The logsumexp of all other rows.
+        others = old.logsumexp + jnp.log1p(-jnp.exp(old.log_prob))
 
         def mean(x: jax.Array) -> jax.Array:
             w = weight.reshape(weight.shape + (1,) * (x.ndim - 2))
@@ -86,8 +90,27 @@ def with_backspace_row(
         rows = sharding.reshard(where[table].astype(jnp.float32), sharding.P(None, None))
         average = rows.mean(axis)
         centre = mean(hidden)
-        short = jnp.log(probability) + mean(total) - (centre * average).sum()
-        return average + short * centre / jnp.square(centre).sum()
+        direction = centre / jnp.square(centre).sum()
+        # What the average row is short of at each state, and what a step along the direction adds.
+        odds = (hidden * average).sum(-1) - others
+        gain = (hidden * direction).sum(-1)
+
+        def mean_log_prob(step: jax.Array) -> jax.Array:
+            return mean(jax.nn.log_sigmoid(odds + step * gain))
+
+        # Concave in the step, and by Jensen's inequality not above its goal at the first one: so
+        # Newton's steps come from below. Where the goal is out of reach, the best one is kept.
+        def newton(_: Any, carry: Any) -> Any:
+            step, best, highest = carry
+            value, slope = jax.value_and_grad(mean_log_prob)(step)
+            best, highest = jnp.where(value > highest, step, best), jnp.maximum(value, highest)
+            more = (jnp.log(probability) - value) / jnp.maximum(slope, _LEAST_SLOPE)
+            return step + jnp.where(slope > _LEAST_SLOPE, more, 0.0), best, highest
+
+        first = jnp.log(probability) - jnp.log1p(-probability) - mean(odds)
+        start = (first, first, jnp.full_like(first, -jnp.inf))
+        _, best, _ = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
+        return average + best * direction
 
     value = jax.jit(new_row)(params, placed)
     holder = params["embedding"] if config.tied_embeddings else params

@@ -8,13 +8,14 @@ from pathlib import Path
 from reasoning_jax.commands.runfolder import read_json
 from reasoning_jax.report import write_report
 
-# What the terminal line shows, where a run has it.
+# What the terminal line shows in percent, and as it is, where a run has it.
 _SHOWN = {
     "exact_match": "exact match",
     "corrupted_exact_match": "from a corrupted prefix",
     "backspace_corrupted": "P(backspace) there",
     "backspace_clean": "at clean states",
 }
+_SHOWN_OF_TEXT = {"perplexity": "perplexity", "mauve": "MAUVE", "diversity": "diversity"}
 
 
 def report(runs: Sequence[Path], out: Path) -> int:
@@ -34,6 +35,11 @@ def summary(run: Path, evaluation: Path) -> str:
     parts = [
         f"{label} {100 * values['metrics'][name]['value']:.1f} %"
         for name, label in _SHOWN.items()
+        if name in values["metrics"]
+    ]
+    parts += [
+        f"{label} {values['metrics'][name]['value']:.3g}"
+        for name, label in _SHOWN_OF_TEXT.items()
         if name in values["metrics"]
     ]
     return f"{run.resolve().name}, step {values['step']}: {', '.join(parts)}"

@@ -7,15 +7,19 @@ it was, and an array of jobs can share the work: `sweep FILE:scale=SCALE --index
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sweep import SweepRun, resolve_file, run_points
-from reasoning_jax.config import Config, ConfigError, nearest_name, to_dict
+from reasoning_jax.config import Config, ConfigError, nearest_name, show, to_dict
 from reasoning_jax.config_check import from_dict
+
+if TYPE_CHECKING:
+    from reasoning_jax.report.study import Study
 
 SCALES = ("smoke", "cpu", "gpu", "paper")
 _CHECKOUT = Path(__file__).parent.parent.parent
@@ -50,58 +54,82 @@ def reproduce(
     of every run. Returns the exit code.
 
     Raises:
-      ConfigError: an unknown scale, or what `run_points` raises.
+      ConfigError: an unknown scale, a decoder that does not fit, or what `run_points` raises; no
+        run has been trained then.
     """
     if scale not in SCALES:
         raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    from reasoning_jax.report.study import arm_labels, newest_metrics, write_study
+    from reasoning_jax.report.study import Study, arm_labels, newest_metrics, write_study
 
     runs = resolve_file(call, f"scale={scale}", workdir, common)
     study = call("get_study", scale)
+    if not isinstance(study, Study):
+        raise ConfigError(f"get_study must return a Study, got {type(study).__name__}")
     labels = arm_labels([run.overrides for run in runs], study.seeds_key)
-    for label, (arm, _) in study.decoders.items():
-        if arm not in labels:
-            hint = nearest_name(arm, sorted({*labels}))
-            raise ConfigError(f"decoder {label!r} is of an unknown arm {arm!r}{hint}")
+    arm = {run.name: label for run, label in zip(runs, labels)}
+    decoded = _check_decoders(study, runs, arm)
     code = run_points(runs, workdir, common=common, quiet=quiet)
     if code:
         return code
-    results = [(arm, newest_metrics(workdir / run.name)) for arm, run in zip(labels, runs)]
-    for label, (arm, overrides) in study.decoders.items():
-        for run_arm, run in zip(labels, runs):
-            if run_arm == arm:
-                results.append((label, _decoded(workdir, label, run, overrides)))
+    results = [(arm[run.name], newest_metrics(workdir / run.name)) for run in runs]
+    results += [(label, _decoded(workdir, label, name, config)) for label, name, config in decoded]
     path = write_study(study, results, _about(scale, workdir, runs), workdir)
     print(path.read_text(encoding="utf-8"))
     print(f"table: {path}")
     return 0
 
 
-def _decoded(
-    workdir: Path, label: str, run: SweepRun, overrides: Mapping[str, Any]
-) -> dict[str, float]:
-    """The measures of a run's last step under other settings of sampling or evaluation; kept."""
-    safe = "".join(c if c.isalnum() else "_" for c in label)
-    path = workdir / "decoded" / f"{safe}--{run.name}.json"
-    if path.exists():
-        return runfolder.read_json(path)
+def _check_decoders(
+    study: Study, runs: list[SweepRun], arm: Mapping[str, str]
+) -> list[tuple[str, str, Config]]:
+    """(label, name of a run, how to evaluate it) for every run that a decoder is of."""
+    decoded: list[tuple[str, str, Config]] = []
+    arms = list(dict.fromkeys(arm.values()))
+    for label, (wanted, overrides) in study.decoders.items():
+        if wanted not in arms:
+            hint = nearest_name(wanted, arms)
+            raise ConfigError(f"decoder {show(label)} is of an unknown arm {show(wanted)}{hint}")
+        if label in arms:
+            raise ConfigError(f"decoder {show(label)} has the name of an arm; give it its own")
+        for run in runs:
+            if arm[run.name] == wanted:
+                decoded.append((label, run.name, _evaluated_otherwise(label, run, overrides)))
+    return decoded
+
+
+def _evaluated_otherwise(label: str, run: SweepRun, overrides: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = json.loads(json.dumps(to_dict(run.config)))
     for key, value in overrides.items():
         section, _, name = key.partition(".")
         if section not in ("sampling", "evaluate") or name not in values[section]:
-            raise ConfigError(f"decoder {label!r}: {key} is no key of sampling or evaluate")
+            raise ConfigError(f"decoder {show(label)}: {key} is no key of sampling or evaluate")
         values[section][name] = value
-    config: Config = from_dict(values)
+    return from_dict(values)
+
+
+def _decoded(workdir: Path, label: str, name: str, config: Config) -> dict[str, float]:
+    """The measures of a run's last step as `config` evaluates; kept beside what they are of."""
+    # A label may be anything: a short readable part of it, and what tells it from the others.
+    safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in label)[:40]
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    path = workdir / "decoded" / f"{safe}-{digest}" / f"{name}.json"
+    values = to_dict(config)
+    of = {"step": config.train.steps, **{s: values[s] for s in ("sampling", "evaluate")}}
+    of = json.loads(json.dumps(of))
+    if path.exists():
+        kept = runfolder.read_json(path)
+        if kept["of"] == of:
+            return kept["metrics"]
     import jax
 
     from reasoning_jax.commands.load import load_trained
     from reasoning_jax.commands.train import make_measure
 
-    trained = load_trained(config, workdir / run.name, None)
+    trained = load_trained(config, workdir / name, None)
     with jax.set_mesh(trained.mesh):
         result = make_measure(trained.assembly, trained.mesh)(trained.params)
     metrics = {name: m.to_dict()["value"] for name, m in result.metrics.items()}
-    runfolder.write_json(path, metrics)
+    runfolder.write_json(path, {"of": of, "metrics": metrics})
     return metrics
 
 

@@ -84,6 +84,17 @@ class Encoder:
         """The response's tokens and <eos>."""
         return [*self.vocab.encode(response), self.vocab.eos_id]
 
+    def split_ids(self, example: Example) -> tuple[list[int], list[int]]:
+        """The example's ids as (prompt, response without <eos>).
+
+        Text has no prompt: in a vocabulary without <bos> its first token is given.
+        """
+        prompt, response = self.render(example)
+        rest = self.vocab.encode(response)
+        if self.cut and not prompt and rest and self.vocab.bos_id is None:
+            return rest[:1], rest[1:]
+        return self.prompt_ids(prompt), rest
+
     def render(self, example: Example) -> tuple[str, str]:
         """The example's (prompt, response) text; without its steps if `data.with_steps` is off."""
         if not self.data.with_steps:
@@ -98,14 +109,13 @@ class Encoder:
         A sequence that noise makes longer than seq_len is cut, its last position keeping the true
         next label. Raises VocabError, or ConfigError when the clean sequence does not fit.
         """
-        prompt_text, response_text = self.render(example)
-        prompt = self.prompt_ids(prompt_text)
-        clean = np.array(self.response_ids(response_text))
+        prompt, response = self.split_ids(example)
+        clean = np.array([*response, self.vocab.eos_id])
         T, p, extra = self.data.seq_len, len(prompt), int(self.terminal_row)
         if p + extra > T or (p + len(clean) - 1 + extra > T and not self.cut):
             raise ConfigError(
                 f"an example needs {p + len(clean) - 1 + extra} positions, data.seq_len is {T}: "
-                f"{prompt_text[:80]!r}; raise data.seq_len or narrow the task"
+                f"{self.render(example)[0][:80]!r}; raise data.seq_len or narrow the task"
             )
         executed, labels = self._with_noise(clean[:T], prompt[-1], rng)
         # Row p - 1 + i is the state in which response action i is chosen.

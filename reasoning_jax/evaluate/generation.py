@@ -26,6 +26,7 @@ from reasoning_jax.evaluate.accuracy import (
     Prompt,
     complete,
     sample_record,
+    visited_backspace,
 )
 from reasoning_jax.evaluate.features import text_features
 from reasoning_jax.evaluate.mauve import mauve
@@ -46,6 +47,18 @@ class FeatureModel:
     config: ModelConfig
     vocab: Vocab
     name: str
+
+
+@dataclass
+class Pooled(Measure):
+    """One number of `n` texts together, which is no mean over them."""
+
+    value: float = 0.0
+    stderr: float | None = None
+    n: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "stderr": self.stderr, "n": self.n}
 
 
 def evaluate_text(
@@ -73,17 +86,20 @@ def evaluate_text(
     """
     result = Evaluation({}, {}, [])
 
-    def record(name: str, value: float | None) -> None:
+    def record(name: str, value: float | None, n: int, stderr: float | None = None) -> None:
         if value is not None:
-            result.metrics[name] = Measure([value])
+            result.metrics[name] = Pooled(value=value, stderr=stderr, n=n)
 
     measured = window_perplexity(params, lora, config, vocab, windows, batch_rows, mesh)
-    record("perplexity", measured.value)
-    record("perplexity_without_backspace", measured.without_backspace)
+    scored = sum(len(w) > 1 for w in windows)
+    record("perplexity", measured.value, scored, measured.stderr)
+    without = measured.without_backspace
+    record("perplexity_without_backspace", without, scored, measured.without_backspace_stderr)
 
     start = 0 if vocab.bos_id is None else 1
     cut = max(1, start + prompt_tokens)
-    longest = min(sampling.max_actions, sampling.max_new_tokens or sampling.max_actions)
+    # The last action is <eos>, if need be by force.
+    longest = min(sampling.max_actions - 1, sampling.max_new_tokens or sampling.max_actions)
     long = [list(w) for w in windows if len(w) > cut]
     prompts = [Prompt(tuple(w[:cut]), cut - 1) for w in long]
     truth = [w[cut : cut + longest] for w in long]
@@ -92,17 +108,18 @@ def evaluate_text(
     )
     written = [standing(c, vocab) for c in completions]
     for name, measure in measure_texts(written).items():
-        record(name, measure.pooled)
+        record(name, measure.pooled, measure.n)
     for name, measure in measure_texts(truth).items():
-        record(f"human_{name}", measure.pooled)
+        record(f"human_{name}", measure.pooled, measure.n)
     for c, w in zip(completions, written):
         _append(result, "tokens_per_completion", len(w))
         _append(result, "truncated", float(c.truncated))
         if vocab.backspace_id is not None:
             erased = sum(a == vocab.backspace_id for a in c.actions)
             _append(result, "backspaces_per_completion", erased)
-            if c.backspace:
-                _append(result, "backspace_model", sum(c.backspace) / len(c.backspace))
+            visited = [p for p, _ in visited_backspace(c, (), vocab)]
+            if visited and sampling.method == "sample":
+                _append(result, "backspace_model", sum(visited) / len(visited))
     if features is not None:
         _compare(result, features, vocab, written, truth, batch_rows, mesh)
     for c, w, prompt in list(zip(completions, truth, prompts))[:saved_samples]:
@@ -199,14 +216,15 @@ def _compare(
         )
         for texts in (truth, written)
     ]  # fmt: skip
+    n = len(truth)
     try:
         value = mauve(*matrices)
     except ValueError:
-        result.metrics["mauve_defined"] = Measure([0.0])
+        result.metrics["mauve_defined"] = Pooled(value=0.0, n=n)
         return
-    result.metrics["mauve_defined"] = Measure([1.0])
-    result.metrics["mauve"] = Measure([value.value])
-    result.metrics["mauve_star"] = Measure([value.star])
+    result.metrics["mauve_defined"] = Pooled(value=1.0, n=n)
+    result.metrics["mauve"] = Pooled(value=value.value, n=n)
+    result.metrics["mauve_star"] = Pooled(value=value.star, n=n)
 
 
 def _append(result: Evaluation, name: str, value: float) -> None:
@@ -215,5 +233,5 @@ def _append(result: Evaluation, name: str, value: float) -> None:
 
 def _sample(c: Completion, truth: Sequence[int], prompt: Prompt, vocab: Vocab) -> dict[str, Any]:
     """A continuation as the report's trace viewer reads it; nothing is right or wrong here."""
-    item = EvaluationItem(prompt.ids, (*truth, vocab.eos_id), "", lambda text: True)
-    return sample_record(c, True, item, "clean", vocab)
+    item = EvaluationItem(prompt.ids, (*truth, vocab.eos_id), "", lambda text: False)
+    return {**sample_record(c, False, item, "clean", vocab), "correct": None}

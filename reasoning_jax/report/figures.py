@@ -196,6 +196,15 @@ def _evaluation_panels(runs: Sequence[Run]) -> list[EvaluationPanel]:
     if passes:
         panels.append(EvaluationPanel("pass_at_k", "pass@k", "fraction of problems", passes))
     for name in names:
+        true = f"human_{name}"
+        if true in names:
+            title = name.replace("_", " ")
+            pairs = ((name, "continuations"), (true, "the true text"))
+            panels.append(
+                EvaluationPanel(f"eval_{name}", title[:1].upper() + title[1:], title, pairs, False)
+            )
+            named |= {name, true}
+    for name in names:
         if name not in named and (name, name) not in passes:
             title = name.replace("_", " ")
             title, share = title[:1].upper() + title[1:], name == "truncated"

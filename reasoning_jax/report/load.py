@@ -67,7 +67,10 @@ class Action:
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of a file of samples/. The last of `deletable` is the end of `prompt`."""
+    """One line of a file of samples/. The last of `deletable` is the end of `prompt`.
+
+    `correct` is None where nothing is right or wrong, as in a continued text.
+    """
 
     step: int
     kind: str
@@ -75,7 +78,7 @@ class Sample:
     question: str
     answer: str
     text: str
-    correct: bool
+    correct: bool | None
     difficulty: str
     deletable: tuple[str, ...]
     actions: tuple[Action, ...]
@@ -338,11 +341,12 @@ def _sample(record: _Record) -> Sample:
     if not all(isinstance(text, str) for text in deletable):
         raise ReportError(f"{record.where}: deletable must be a list of strings")
     actions = record.field("actions", list)
+    unjudged = "correct" in record.value and record.value["correct"] is None
     return Sample(
         step=record.step(),
         **{name: record.field(name, str) for name in ("prompt", "text")},
         **{name: record.field(name, str, "") for name in ("kind", "question", "answer")},
-        correct=record.field("correct", bool),
+        correct=None if unjudged else record.field("correct", bool),
         difficulty=record.field("difficulty", str, ""),
         deletable=tuple(deletable),
         actions=tuple(

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from reasoning_jax.report.drawing import DARK, LIGHT, run_colours
 from reasoning_jax.report.figures import MAX_EXTRA, Plate, draw_figures, extra_scalars
-from reasoning_jax.report.load import Run, load_runs
+from reasoning_jax.report.load import Evaluation, Run, load_runs
 from reasoning_jax.report.tables import (
     config_differences,
     difficulty_tables,
@@ -30,12 +30,15 @@ from reasoning_jax.report.tables import (
     flatten,
     latest,
     number,
+    of_text,
     runs_table,
     throughput_table,
 )
 from reasoning_jax.report.traces import Shown, inert_json, viewer_data
 
 _SUMMARISED = 4  # runs; of more, the summary names the best only
+# (metric, what the summary calls it, which of many it names); the first that any run has.
+_HEADLINES = (("exact_match", "exact match", max), ("perplexity", "perplexity", min))
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -143,25 +146,29 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _summary(runs: Sequence[Run]) -> str:
-    """One sentence: how much was run, and the exact match that came out."""
+    """One sentence: how much was run, and the exact match, or perplexity of text, that came out."""
     steps = {max((row.step for row in run.rows), default=0) for run in runs}
     count = "One run" if len(runs) == 1 else f"{len(runs)} runs"
     head = f"{count} of {'up to ' if len(steps) > 1 else ''}{number(max(steps))} steps"
-    scored = [
-        (run.name, e, e.metrics["exact_match"])
-        for run in runs
-        if (e := latest(run)) and "exact_match" in e.metrics
-    ]
-    if not scored:
+    evaluated = [(run, e) for run in runs if (e := latest(run))]
+    headline = next((h for h in _HEADLINES if any(h[0] in e.metrics for _, e in evaluated)), None)
+    if headline is None:
         return f"{head}."
-    what = "exact match"
+    name, title, best = headline
+    scored = [(run, e, e.metrics[name]) for run, e in evaluated if name in e.metrics]
     if len(scored) > _SUMMARISED:
-        scored, what = [max(scored, key=lambda s: s[2].value)], "best exact match"
-    problems = sorted({f"{e.n_problems:,} {e.split}".strip() for _, e, _ in scored})
+        scored, title = [best(scored, key=lambda s: s[2].value)], f"best {title}"
+    items = sorted({_items(run, evaluation) for run, evaluation, _ in scored})
     values = ", ".join(
-        estimate(value) + (f" ({name})" if len(runs) > 1 else "") for name, _, value in scored
+        estimate(value) + (f" ({run.name})" if len(runs) > 1 else "") for run, _, value in scored
     )
-    return f"{head}; {what} on {' or '.join(problems)} problems: {values}."
+    return f"{head}; {title} on {' or '.join(items)}: {values}."
+
+
+def _items(run: Run, evaluation: Evaluation) -> str:
+    """What an evaluation was of, as "512 validation problems"."""
+    counted = f"{evaluation.n_problems:,} {evaluation.split}".strip()
+    return f"{counted} {'texts' if of_text(run) else 'problems'}"
 
 
 def _evaluated(run: Run) -> str:
@@ -169,8 +176,7 @@ def _evaluated(run: Run) -> str:
     evaluation = latest(run)
     if evaluation is None:
         return "not evaluated"
-    problems = f"{evaluation.n_problems:,} {evaluation.split}".strip()
-    return f"step {evaluation.step:,}, {problems} problems"
+    return f"step {evaluation.step:,}, {_items(run, evaluation)}"
 
 
 def _notes(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, str]]:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
-from reasoning_jax.report.drawing import Theme, drawable, render, run_colours
+from reasoning_jax.report.drawing import Theme, drawable, legend, render, run_colours
 from reasoning_jax.report.load import ReportError, load_run
+
+_LABEL_WIDTH = 34  # characters of a line of an arm's label in the plot
 
 # What a mark beside a paper's number says.
 MARKS = {
@@ -129,7 +134,7 @@ def markdown(study: Study, table: Mapping[str, Mapping[str, Cell]], about: Seque
     seeds = sorted({len(cell.values) for row in table.values() for cell in row.values()})
     lines = [f"# {study.title}", "", *about, ""]
     lines += [f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seed(s).", ""]
-    lines.append("| arm | " + " | ".join(heading for _, heading in study.columns) + " |")
+    lines.append("| arm | " + " | ".join(_escaped(h) for _, h in study.columns) + " |")
     lines.append("| --- " * (len(study.columns) + 1) + "|")
     for arm, row in table.items():
         cells = [row[name].text() if name in row else "" for name, _ in study.columns]
@@ -152,36 +157,42 @@ def picture(study: Study, table: Mapping[str, Mapping[str, Cell]]) -> tuple[byte
     """Bars of the plotted metrics by arm, each seed a dot: PNG for light and dark pages."""
     names = [name for name in study.plotted if any(name in row for row in table.values())]
     headings = dict(study.columns)
-    arms = list(table)
+    labels = [_lines(arm) for arm in table]
+    # Inches by arm: for its bars, and for the lines of its label.
+    heights = [max(0.17 * len(names) + 0.12, 0.15 * len(lines) + 0.1) for lines in labels]
 
     def draw(axes: Axes, theme: Theme) -> None:
+        colours = run_colours(theme, max(len(names), 1))
         height = 0.8 / max(len(names), 1)
-        for k, (name, colour) in enumerate(zip(names, run_colours(theme, max(len(names), 1)))):
-            for i, arm in enumerate(arms):
-                cell = table[arm].get(name)
-                if cell is None:
+        for k, (name, colour) in enumerate(zip(names, colours)):
+            for i, row in enumerate(table.values()):
+                if name not in row or not math.isfinite(row[name].mean):
                     continue
                 y = i + (k - (len(names) - 1) / 2) * height
-                label = headings.get(name, name) if i == 0 else None
-                axes.barh(y, cell.mean, height=height * 0.86, color=colour, label=label, alpha=0.75)
-                axes.plot(cell.values, [y] * len(cell.values), ".", color=theme.ink, markersize=3)
-        axes.set_yticks(range(len(arms)), [drawable(arm, 44) for arm in arms], parse_math=False)
-        axes.set_ylim(len(arms) - 0.5, -0.5)
+                axes.barh(y, row[name].mean, height=height * 0.86, color=colour, alpha=0.75)
+                values = row[name].values
+                axes.plot(values, [y] * len(values), ".", color=theme.ink, markersize=3)
+        axes.set_yticks(range(len(labels)), ["\n".join(x) for x in labels], parse_math=False)
+        axes.tick_params(axis="y", length=0, labelsize=8)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(axis="x", color=theme.faint, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
         axes.set_title(
             drawable(study.title, 60), color=theme.ink, fontsize=11, fontweight="bold",
             loc="left", parse_math=False,
         )  # fmt: skip
-        box = axes.legend(
-            frameon=False, fontsize=8.5, labelcolor=theme.ink, loc="upper center",
-            bbox_to_anchor=(0.4, -0.06), ncols=2,
-        )  # fmt: skip
-        for text in box.get_texts():
-            text.set_parse_math(False)
+        if names:
+            patches = [Patch(color=colour, alpha=0.75) for colour in colours]
+            entries = [(headings.get(n, n), patch) for n, patch in zip(names, patches)]
+            legend(axes, theme, entries, "outside lower center", columns=min(3, len(names)))
 
-    return render(draw, (7.5, 1.2 + 0.17 * len(arms) * max(len(names), 1) + 0.12 * len(arms)))
+    return render(draw, (7.5, 1.0 + len(labels) * max(heights, default=0.3)))
+
+
+def _lines(arm: str) -> list[str]:
+    """An arm's label in at most three lines, so that arms that differ somewhere look different."""
+    lines = textwrap.wrap(drawable(arm, _LABEL_WIDTH * 3 - 12), _LABEL_WIDTH)
+    return lines[:3] or [""]
 
 
 def write_study(
@@ -207,4 +218,5 @@ def write_study(
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Text as a cell of a table: nothing in it ends the cell, or is mathematics or markup."""
+    return re.sub(r"([\\|$<>*`\[\]])", r"\\\1", " ".join(text.split()))

@@ -28,6 +28,13 @@ METRICS = {
     "backspace_model_wrong": (1, "the same, where what stands is no beginning of the answer"),
     "backspaces_per_completion": (0, "how often a completion takes something back"),
     "truncated": (-1, "completions that did not end by themselves"),
+    "perplexity": (-1, "of a token of held-out text, in the run's own vocabulary"),
+    "perplexity_without_backspace": (-1, "the same without the probability of a backspace"),
+    "mauve": (1, "likeness of continuations to the true ones, 0 to 1"),
+    "mauve_star": (1, "the same with smoothed histograms"),
+    "mauve_defined": (0, "0 where texts were too few or too much alike"),
+    "diversity": (0, "of n-grams in continuations, 0 to 1; to be compared with the true text's"),
+    "tokens_per_completion": (0, "length of what is left standing"),
 }
 # The clock's phases, time.NAME_s, and what a reader calls them.
 PHASES = {
@@ -44,6 +51,8 @@ _FINAL = (
     ("validation accuracy", "validation", "accuracy"),
     ("train loss", "train", "loss"),
 )
+# Evaluated metrics that a runs table shows where some run has them; at least the first.
+_SCORES = (("exact match", "exact_match"), ("perplexity", "perplexity"), ("MAUVE", "mauve"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,12 @@ class Line:
     direction: int
     cells: tuple[Cell, ...]
     about: str = ""
+
+
+def of_text(run: Run) -> bool:
+    """Whether the run was evaluated on text, where nothing is right or wrong."""
+    data = run.config.get("data")
+    return isinstance(data, Mapping) and data.get("source") == "text"
 
 
 def direction(metric: str) -> int:
@@ -277,7 +292,9 @@ def throughput_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[s
 def runs_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(titles, one row a run): what was run, where, and what came out."""
     final = [f for f in _FINAL if any(run.series(*f[1:])[0].size for run in runs)]
-    outcome = ("exact match", *(title for title, _, _ in final))
+    named = {m for run in runs if (e := latest(run)) for m in e.metrics}
+    scores = [s for s in _SCORES if s[1] in named] or list(_SCORES[:1])
+    outcome = (*(title for title, _ in scores), *(title for title, _, _ in final))
     titles = ("objective", *outcome, "steps", "time", "device", "commit")
     rows = []
     for run in runs:
@@ -288,7 +305,7 @@ def runs_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ..
         rows.append(
             (
                 _text(objective.get("name") if isinstance(objective, Mapping) else objective),
-                estimate(evaluation.metrics.get("exact_match") if evaluation else None),
+                *(estimate(evaluation.metrics.get(m) if evaluation else None) for _, m in scores),
                 *(number(run.last(*f[1:])) for f in final),
                 number(steps),
                 duration(elapsed_seconds(run)),

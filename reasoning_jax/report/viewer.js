@@ -16,8 +16,8 @@
   const FILTERS = [
     ["all samples", () => true],
     ["with backspaces", (sample) => backspaces(sample) > 0],
-    ["correct", (sample) => sample.correct],
-    ["wrong", (sample) => !sample.correct],
+    ["correct", (sample) => sample.correct === true],
+    ["wrong", (sample) => sample.correct === false],
     ["corrupted prompts", (sample) => sample.kind === "corrupted"],
   ];
 
@@ -47,6 +47,9 @@
 
   const visible = (pieces, time) => pieces.filter((p) => p.born <= time && time < p.died);
   const join = (pieces) => pieces.map((piece) => piece.text).join("");
+  // null: nothing is right or wrong, as in a continued text.
+  const verdict = (sample) =>
+    sample.correct === null ? "" : sample.correct ? "✓ correct" : "✗ wrong";
   const backspaces = (sample) => sample.actions.filter(([, kind]) => kind === "backspace").length;
 
   function fixedPrompt(sample) {
@@ -166,7 +169,8 @@
     const samples = currentStep()?.samples ?? [];
     const options = samples.map((each, index) => {
       const count = backspaces(each);
-      const parts = [`${index + 1}`, each.correct ? "✓ correct" : "✗ wrong"];
+      const parts = [`${index + 1}`];
+      if (verdict(each)) parts.push(verdict(each));
       if (count) parts.push(`${count} ⌫`);
       if (each.kind) parts.push(each.kind);
       if (each.difficulty) parts.push(each.difficulty);
@@ -207,7 +211,10 @@
       byId(name).replaceChildren(prose("", sample?.[name] || "–"));
     }
     byId("final").replaceChildren(prose("", sample ? sample.text || "∅" : "–"));
-    byId("verdict").textContent = !sample ? "" : sample.correct ? "✓ correct" : "✗ wrong";
+    byId("verdict").textContent = sample ? verdict(sample) : "";
+    const text = sample?.correct === null;
+    byId("asked").textContent = text ? "Given text" : "Question";
+    byId("wanted").textContent = text ? "True continuation" : "Reference answer";
     byId("verdict").classList.toggle("right", Boolean(sample?.correct));
     // The longest state holds the place, so that nothing below moves while it plays.
     let longest = [];

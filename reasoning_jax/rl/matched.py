@@ -134,11 +134,9 @@ class MatchedSource:
         The part is not below the floor: the model may delete it, as it may in the data.
         """
         encoder, config = self._stream.encoder, self._config
-        prompt, response = encoder.render(self._stream.example(position))
-        ids = encoder.prompt_ids(prompt)
+        ids, rest = encoder.split_ids(self._stream.example(position))
         floor = len(ids) - 1
         if config.replay.prefix_tokens:
-            rest = encoder.vocab.encode(response)
             most = min(config.replay.prefix_tokens, len(rest), config.data.seq_len - 1 - len(ids))
             rng = np.random.default_rng([config.seed, _PREFIX, position])
             ids = ids + rest[: int(rng.integers(0, max(most, 0) + 1))]

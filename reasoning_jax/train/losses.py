@@ -150,8 +150,9 @@ def unlikelihood_loss(config: ModelConfig, objective: ObjectiveConfig, ids: Acti
 
         def score(hidden: jax.Array, labels: jax.Array, row: jax.Array) -> Any:
             z = readout.logits(params, config, hidden)
+            # All rows begin at one place; a slice of one row would need a gather over devices.
             candidates = candidate_mask(
-                tokens, segments, labels, start=row[0, 0], excluded=(*ids.never, ids.eos)
+                tokens, segments, labels, start=row[:, 0].max(), excluded=(*ids.never, ids.eos)
             )
             return (
                 readout.label_scores(z, labels),

