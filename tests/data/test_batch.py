@@ -1,5 +1,7 @@
 """An example becomes states and wanted actions; what noise adds is taken back, and never learnt."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +52,32 @@ def test_a_clean_example_position_by_position():
     assert row["weights"].tolist() == [0.0] * 4 + [1.0] * 8
     assert row["floor"].tolist() == [4] * 12
     assert row["noised"].tolist() == [0] * 12
+
+
+def test_text_starts_at_bos_or_at_its_own_first_token():
+    """A window is all answer. Where there is no <bos>, its first token is given and not learnt.
+
+    Catches: text refused in a vocabulary without <bos> (as SmolLM2's), a first token that is lost
+    or scored, a question that is given twice.
+    """
+    text, rng = Example("", (), "1234"), np.random.default_rng(0)
+    ids = VOCAB.encode("1234")
+    bare = Vocab(VOCAB.codec, {k: v for k, v in VOCAB.specials.items() if k != "<bos>"}, VOCAB.size)
+    whole = replace(encoder(answer_prefix=""), cut=True)
+    assert whole.split_ids(text) == ([VOCAB.bos_id], ids)
+    without = replace(whole, vocab=bare)
+    assert without.split_ids(text) == (ids[:1], ids[1:])
+    assert without.split_ids(Example("7", (), "1")) == (VOCAB.encode("7"), VOCAB.encode("1"))
+    row = without.encode(text, rng)
+    assert row["actions"].tolist() == ids
+    assert row["labels"].tolist() == [*ids[1:], VOCAB.eos_id]
+    assert row["weights"].tolist() == [1.0] * 4
+    assert row["floor"].tolist() == [0] * 4
+    # What is no text must have something to start from.
+    with pytest.raises(VocabError, match="the prompt is empty and the vocabulary has no <bos>"):
+        replace(without, cut=False).encode(text, rng)
+    with pytest.raises(VocabError, match="the prompt is empty"):
+        without.encode(Example("", (), ""), rng)
 
 
 def test_the_layout_is_that_of_the_data_section():

@@ -135,6 +135,21 @@ def test_corrupt_files_are_refused_by_name(make_run, file, text, wanted):
     assert wanted in refused(path)
 
 
+def test_a_sample_is_right_wrong_or_neither(make_run):
+    # Mutations: null taken for wrong; a missing verdict taken for none.
+    path = make_run(evaluations=0)
+    verdicts = [True, False, None]
+    lines = [sample(1, [action("a")]) | {"correct": verdict} for verdict in verdicts]
+    write_lines(path / "samples/step_00000001.jsonl", lines)
+    assert [s.correct for s in load_run(path, "run").samples] == verdicts
+    for wrong in (0, "yes", ...):
+        line = {**lines[0], "correct": wrong}
+        if wrong is ...:
+            del line["correct"]
+        write_lines(path / "samples/step_00000001.jsonl", [line])
+        assert "line 1: correct must be true or false, got" in refused(path)
+
+
 def test_numbers_that_are_none_or_not_finite(make_run):
     # Mutations: fail on null; take true for 1; say nothing about NaN.
     path = make_run(evaluations=0)

@@ -97,6 +97,37 @@ def test_nothing_of_a_run_becomes_markup_or_runs(tmp_path):
     assert PAYLOADS[1] in page.text()
 
 
+def test_a_continued_text_has_no_verdict(tmp_path):
+    # Mutations: null shown as wrong; counted among the wrong ones.
+    path = write_run(tmp_path / "run", steps=40, evaluations=0)
+    drawn = [sample(1, [action("a")], correct=None), sample(1, [action("b")], correct=False)]
+    write_lines(path / "samples/step_00000001.jsonl", drawn)
+    page = open_page(_without_policy(write_page([path], tmp_path / "report.html"), VERDICTS))
+    seen = json.loads("".join(text for tag, text in page.texts if tag == "output"))
+    assert seen == [
+        ["1 · clean", "", "Given text", "True continuation"],
+        ["2 · ✗ wrong · clean", "✗ wrong", "Question", "Reference answer"],
+        1, 0,
+    ]  # fmt: skip
+
+
+VERDICTS = """
+const byId = (id) => document.getElementById(id);
+const seen = [];
+for (const value of ["0", "1"]) {
+  byId("sample").value = value;
+  byId("sample").dispatchEvent(new Event("change"));
+  seen.push([byId("sample").selectedOptions[0].textContent,
+    ...["verdict", "asked", "wanted"].map((id) => byId(id).textContent)]);
+}
+for (const value of ["3", "2"]) {
+  byId("filter").value = value;
+  byId("filter").dispatchEvent(new Event("change"));
+  seen.push(byId("sample").options.length);
+}
+byId("self-check").textContent = JSON.stringify(seen);
+"""
+
 SHOW_EVERY_SAMPLE = """
 const select = document.getElementById("sample");
 let found = 0;
