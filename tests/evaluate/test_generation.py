@@ -26,6 +26,9 @@ from tests.small import LLAMA, apply, init
 
 VOCAB = make_vocab(CharCodec("abcdefgh"))
 PLAIN = make_vocab(CharCodec("abcdefghi"), backspace=False)
+BARE = dataclasses.replace(
+    PLAIN, specials={name: i for name, i in PLAIN.specials.items() if name != "<bos>"}
+)
 BACK, EOS = VOCAB.backspace_id, VOCAB.eos_id
 assert VOCAB.size == PLAIN.size == LLAMA.vocab_size
 MODEL = dataclasses.replace(LLAMA, n_layers=1, tied_embeddings=False)
@@ -199,9 +202,7 @@ def test_a_vocabulary_without_backspace_and_without_a_prompt(mesh):
     result = evaluate(mesh, windows, vocab=PLAIN, prompt_tokens=0)
     assert not [name for name in result.metrics if "backspace" in name]
     assert [s["question"] for s in result.samples] == ["", "", ""]
-    bare = dataclasses.replace(PLAIN, specials={**PLAIN.specials})
-    del bare.specials["<bos>"]
-    result = evaluate(mesh, [w[1:] for w in windows], vocab=bare, prompt_tokens=0)
+    result = evaluate(mesh, [w[1:] for w in windows], vocab=BARE, prompt_tokens=0)
     assert [s["question"] for s in result.samples] == [text[0] for text in TEXTS[:3]]
     assert [s["answer"] for s in result.samples] == [text[1:6] for text in TEXTS[:3]]
 
@@ -230,8 +231,10 @@ def test_mauve_is_there_where_texts_can_be_clustered(mesh):
         result = evaluate(mesh, few, features=features)
         assert values(result)["mauve_defined"] == 0
         assert "mauve" not in result.metrics
-    # With one action nothing is written: all texts are the start alone.
+    # With one action nothing is written: all texts are the start alone, or <eos> without one.
     nothing = SamplingConfig(max_actions=1)
-    result = evaluate(mesh, sampling=nothing, features=features)
-    assert values(result)["mauve_defined"] == 0
-    assert values(result)["tokens_per_completion"] == 0
+    for vocab in (VOCAB, BARE):
+        features = FeatureModel(place(mesh), None, MODEL, vocab, "self")
+        result = evaluate(mesh, sampling=nothing, features=features)
+        assert values(result)["mauve_defined"] == 0
+        assert values(result)["tokens_per_completion"] == 0
