@@ -32,8 +32,8 @@ from reasoning_jax.train import state as states
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import fresh_state, make_program
 
-ROWS = 32
-WARM_UP, BLOCK, BLOCKS = 96, 16, 5
+ROWS = 16
+WARM_UP, BLOCK, BLOCKS = 64, 8, 4
 
 
 class RandomDigits:

@@ -33,7 +33,7 @@ def run(command, folder):
     return main.run(["reasoning-jax", *words, *shrunk])
 
 
-def test_the_list(tmp_path, monkeypatch, capsys):
+def test_the_list(tmp_path, monkeypatch, capsys, quick_to_compile):
     monkeypatch.chdir(ROOT)
     # The second run of the report line is what `make quickstart` leaves.
     quick = "train --config=configs/quickstart.py:objective=bc --workdir=runs/quickstart/bc"

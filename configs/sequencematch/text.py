@@ -139,7 +139,5 @@ def get_study(scale: str) -> Study:
             "and the n-gram entropy is defined by us, in nats: the two tables do not compare.",
             "Perplexity is of a token of the vocabulary in use: bytes at cpu and gpu scale.",
         ),
-        decoders={
-            "MLE + contrastive search": ("objective=mle", {"sampling.method": "contrastive"})
-        },
+        decoders={"MLE + contrastive search": ("mle", {"sampling.method": "contrastive"})},
     )

@@ -72,7 +72,8 @@ def arm_labels(points: Sequence[Mapping[str, Any]], seeds_key: str) -> list[str]
         found: list[str] = []
         for key, value in point.items():
             if key == "arg":
-                found += str(value).split(",")
+                # An objective is known by its name.
+                found += [part.removeprefix("objective=") for part in str(value).split(",")]
             elif key != seeds_key:
                 found.append(f"{key}={value}")
         return found

@@ -52,7 +52,7 @@ def get_study(scale: str) -> Study:
         columns=(("exact_match", "exact match"), ("truncated", "cut off")),
         plotted=("exact_match",),
         paper=(PaperNumber("BC", "exact match", "0.5", "M"),),
-        decoders={"BC, gr$$dy | %s": ("objective=bc", {"sampling.temperature": 0.0})},
+        decoders={"BC, gr$$dy | %s": ("bc", {"sampling.temperature": 0.0})},
     )
 """ % ("long " * 80)
 
@@ -125,14 +125,14 @@ def test_a_reproduction_from_end_to_end(here, capsys, counted, quick_to_compile)
     assert "over 2 seed(s)" in page
     assert "| BC | exact match | 0.5 | M |" in page
     arms = json.loads((workdir / "table.json").read_text())["arms"]
-    assert [arm[:14] for arm in arms] == ["objective=bc", "objective=mle", "BC, gr$$dy | l"]
+    assert [arm[:14] for arm in arms] == ["bc", "mle", "BC, gr$$dy | l"]
     for name in ("bc", "mle"):
         saved = [
             json.loads(path.read_text())["metrics"]["truncated"]["value"]
             for path in sorted(workdir.glob(f"*objective={name}*/eval/step_00000002.json"))
         ]
         assert len(saved) == 2
-        cell = arms[f"objective={name}"]["truncated"]
+        cell = arms[name]["truncated"]
         assert cell["values"] == saved
         assert cell["mean"] == pytest.approx(statistics.mean(saved))
         assert cell["sd"] == pytest.approx(statistics.stdev(saved))
@@ -182,8 +182,8 @@ REFUSED = {
     "no get_study": ("", [], "defines no get_study; it needs a `def get_study(scale):`"),
     "another study": ("\n\ndef get_study(scale):\n    return {'title': 1}\n", [],
                       "get_study must return a Study, got dict"),
-    "decoder of no arm": (STUDY.replace('"objective=bc", {', '"objektive=bc", {'), [],
-                          "unknown arm 'objektive=bc'; did you mean objective=bc?"),
+    "decoder of no arm": (STUDY.replace('("bc", {', '("bd", {'), [],
+                          "unknown arm 'bd'; did you mean bc?"),
     "key of another section": (STUDY.replace("sampling.temperature", "train.steps"), [],
                                "train.steps is no key of sampling or evaluate"),
     "misspelt key": (STUDY.replace("sampling.temperature", "sampling.temprature"), [],
@@ -214,7 +214,7 @@ def test_mistakes_are_refused_in_words_before_anything_is_trained(here, capsys, 
 def test_a_decoder_may_not_have_the_name_of_an_arm(here, capsys):
     # Catches: its numbers averaged with those of the arm.
     label = STUDY.split('decoders={"')[1].split('":')[0]
-    here.write_text(EXPERIMENT + STUDY.replace(label, "objective=mle"))
+    here.write_text(EXPERIMENT + STUDY.replace(label, "mle"))
     code, _, err = run(capsys, "tiny/exp", "--workdir=out")
     assert code == 2
     assert "has the name of an arm" in err

@@ -83,7 +83,7 @@ def test_an_arm_is_named_by_what_varies_but_for_the_seed():
         {"arg": "objective=mle,scale=cpu", "seed": 0},
         {"arg": "objective=bc,noise=0.1,scale=cpu", "seed": 0},
         {"arg": "objective=bc,noise=0.1,scale=cpu", "seed": 1},
-    ) == ["objective=mle", "objective=bc, noise=0.1", "objective=bc, noise=0.1"]
+    ) == ["mle", "bc, noise=0.1", "bc, noise=0.1"]
     assert labels({"lr": 1, "seed": 0, "x": 2}, {"lr": 3, "seed": 0, "x": 2}) == ["lr=1", "lr=3"]
     assert labels({"seed": 0}, {"seed": 1}) == ["run", "run"]
     assert labels({"arg": "a=1", "seed": 0}, {"arg": "a=1", "seed": 1}) == ["a=1", "a=1"]
