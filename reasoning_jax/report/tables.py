@@ -51,7 +51,7 @@ _FINAL = (
     ("validation accuracy", "validation", "accuracy"),
     ("train loss", "train", "loss"),
 )
-# Evaluated metrics that a runs table shows where some run has them; at least the first.
+# Evaluated metrics that a runs table shows where some run has them.
 _SCORES = (("exact match", "exact_match"), ("perplexity", "perplexity"), ("MAUVE", "mauve"))
 
 
@@ -293,7 +293,7 @@ def runs_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ..
     """(titles, one row a run): what was run, where, and what came out."""
     final = [f for f in _FINAL if any(run.series(*f[1:])[0].size for run in runs)]
     named = {m for run in runs if (e := latest(run)) for m in e.metrics}
-    scores = [s for s in _SCORES if s[1] in named] or list(_SCORES[:1])
+    scores = [s for s in _SCORES if s[1] in named]
     outcome = (*(title for title, _ in scores), *(title for title, _, _ in final))
     titles = ("objective", *outcome, "steps", "time", "device", "commit")
     rows = []

@@ -10,6 +10,8 @@ import pytest
 
 from reasoning_jax import main
 from reasoning_jax.commands import report, runfolder, train
+from reasoning_jax.commands.assemble import assemble, text_windows
+from reasoning_jax.config import ConfigError
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.report import write_report
 from reasoning_jax.report.load import load_run
@@ -163,6 +165,24 @@ def test_the_report_of_text_claims_no_rightness(runs, tmp_path):
     assert all(s.correct is None for s in load_run(runs["mle"], "mle").samples)
     line = report.summary(runs["mle"], runs["mle"] / "eval" / "step_00000003.json")
     assert re.match(r"mle, step 3: perplexity \d[\d.e+]*,( MAUVE \S+,)? diversity \d", line)
+
+
+def test_windows_are_spread_over_the_split(folder):
+    """And begin with <bos>, in data.seq_len positions at most.
+
+    Catches: the first windows, which are all of one document; a cut that parts the wrong end.
+    """
+    assembly = assemble(config_of(folder, "mle"))
+    source, vocab = assembly.examples("validation"), assembly.vocab
+    assert len(source) > 8
+    windows = text_windows(assembly, "validation", 4)
+    for i, window in enumerate(windows):
+        ids = [vocab.bos_id, *vocab.encode(source[i * len(source) // 4].answer)]
+        assert window == ids[:24]
+    assert len(text_windows(assembly, "validation", 10_000)) == len(source)
+    nothing_left = config_of(folder, "mle", evaluate={"prompt_tokens": 23})
+    with pytest.raises(ConfigError, match="leaves nothing to continue of windows"):
+        text_windows(assemble(nothing_left), "validation", 4)
 
 
 def test_the_same_config_reads_back(folder, runs):
