@@ -25,8 +25,6 @@ from reasoning_jax.sweep import ARG, Points, SweepError, apply_point, check_poin
 
 SLURM_INDEX = "SLURM_ARRAY_TASK_ID"
 _FILE = "sweep.json"
-# An argument that no get_sweep has; one that reads its argument refuses it.
-_NO_ARGUMENT = "no such argument"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=,.+-]{0,199}")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -54,10 +52,11 @@ def resolve_file(
     given = () if arg is None else (arg,)
     points = check_points(call("get_sweep", *given))
     own = next((point[ARG] for point in points if ARG in point), None)
-    if arg and own is not None and _ignores_its_arg(call, points):
+    passed_on = all(_says(point[ARG], arg or "") for point in points if ARG in point)
+    if arg and own is not None and not passed_on and _points_without_arg(call) == points:
         raise SweepError(
             f"the points give get_config its argument, such as {show(own)}, and get_sweep makes "
-            f"the same points whatever it is given, so {show(arg)} would be lost; leave it out"
+            f"the same points without {show(arg)}, which would be lost; leave it out"
         )
     return resolve(
         lambda arg: call("get_config", *(given if arg is None else (arg,))),
@@ -236,12 +235,16 @@ def check_sweep(runs: Sequence[SweepRun], workdir: Path) -> None:
         )
 
 
-def _ignores_its_arg(call: Callable[..., Any], points: Points) -> bool:
-    """Whether get_sweep makes these points of any argument: of none, and of one that is unknown."""
+def _says(own: Any, arg: str) -> bool:
+    """Whether a point's own argument says all that `arg` says, such as scale=cpu, a default."""
+    return set(arg.split(",")) <= set(str(own).split(","))
+
+
+def _points_without_arg(call: Callable[..., Any]) -> Points | None:
     try:
-        return all(check_points(call("get_sweep", *a)) == points for a in ((), (_NO_ARGUMENT,)))
+        return check_points(call("get_sweep"))
     except ConfigError:
-        return False
+        return None
 
 
 def _entries(runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
