@@ -105,8 +105,8 @@ def test_a_continued_text_has_no_verdict(tmp_path):
     page = open_page(_without_policy(write_page([path], tmp_path / "report.html"), VERDICTS))
     seen = json.loads("".join(text for tag, text in page.texts if tag == "output"))
     assert seen == [
-        ["1 · clean", "", "Given text", "True continuation"],
-        ["2 · ✗ wrong · clean", "✗ wrong", "Question", "Reference answer"],
+        ["1 · clean · digits=1", "", "Given text", "True continuation"],
+        ["2 · ✗ wrong · clean · digits=1", "✗ wrong", "Question", "Reference answer"],
         1, 0,
     ]  # fmt: skip
 
