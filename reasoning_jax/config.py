@@ -200,6 +200,8 @@ class SequenceMatchConfig:
       ("noop").
     horizon: the loss is J times (1 - gamma) if 0, else J / (1 + gamma + ... + gamma^(horizon-1)).
     bc_steps, anneal_steps, beta_end: beta is 1 for bc_steps, then falls linearly to beta_end.
+    passes: data and model rows go through the model together ("one"), or one after the other with
+      their activations recomputed ("two"): half the memory, and faster on CPUs, where it is "auto".
     """
 
     divergence: str = _choice(
@@ -220,6 +222,7 @@ class SequenceMatchConfig:
     bc_steps: int = _number(1000, 0)
     anneal_steps: int = _number(2000, 0)
     beta_end: float = _number(0.2, 0.0, 1.0)
+    passes: str = _choice("auto", "one", "two")
 
 
 @dataclass(frozen=True)

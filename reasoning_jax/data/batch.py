@@ -107,10 +107,12 @@ class Encoder:
         """One example as arrays of equal length n <= seq_len, with noise drawn from `rng`.
 
         A sequence that noise makes longer than seq_len is cut, its last position keeping the true
-        next label. Raises VocabError, or ConfigError when the clean sequence does not fit.
+        next label; so does one whose text goes on (`Example.ends`), which has no <eos>. Raises
+        VocabError, or ConfigError when the clean sequence does not fit.
         """
         prompt, response = self.split_ids(example)
-        clean = np.array([*response, self.vocab.eos_id])
+        end = [self.vocab.eos_id] if example.ends or not response else []
+        clean = np.array([*response, *end])
         T, p, extra = self.data.seq_len, len(prompt), int(self.terminal_row)
         if p + extra > T or (p + len(clean) - 1 + extra > T and not self.cut):
             raise ConfigError(

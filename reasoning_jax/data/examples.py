@@ -19,13 +19,17 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One record of any source. `index` is its place there; `steps` may be empty."""
+    """One record of any source. `index` is its place there; `steps` may be empty. `ends` is False
+    where the text goes on behind the answer, as a window of a longer text does: then no <eos>
+    follows it.
+    """
 
     question: str
     steps: tuple[str, ...]
     answer: str
     difficulty: str = ""
     index: int = 0
+    ends: bool = True
 
 
 @dataclass(frozen=True)

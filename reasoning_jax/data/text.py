@@ -16,7 +16,9 @@ exact copies are never on both sides. Where there are fewer than ten documents, 
 none, blocks of 16 consecutive windows of a document are put into splits instead; then text on both
 sides of a border is next to each other. `split_by` and the repr say which it is.
 
-What stays in memory is 20 bytes a window: file, offset, length, checksum. A file that changes after
+Only the last window of a document `ends`: behind the others the text goes on, and no <eos> follows.
+
+What stays in memory is 21 bytes a window: file, offset, length, checksum. A file that changes after
 it was indexed is refused when it is next read. Nothing here normalises, tokenizes or joins text.
 """
 
@@ -80,6 +82,7 @@ class TextSource:
         # One entry a window.
         self._file_of, self._starts = array("I"), array("Q")
         self._lengths, self._checksums = array("I"), array("I")
+        self._ends = array("B")
         by_document, by_block = array("B"), array("B")
         documents = 0
         for number in range(len(self._files)):
@@ -120,7 +123,7 @@ class TextSource:
                 f"{_name(path)}, {place}: the file changed after it was indexed (got {stamp[0]:,} "
                 f"bytes, wanted {self._stamps[number][0]:,} as they were); start again"
             )
-        return Example(question="", steps=(), answer=body.decode("utf-8"), index=index)
+        return Example("", (), body.decode("utf-8"), index=index, ends=bool(self._ends[index]))
 
     def __repr__(self) -> str:
         return (
@@ -168,10 +171,13 @@ class TextSource:
             self._starts.append(start)
             self._lengths.append(len(body))
             self._checksums.append(zlib.crc32(body))
+            self._ends.append(False)
             if n % BLOCK_WINDOWS == 0:
                 splits += [_split_number(block)] * BLOCK_WINDOWS
                 block = hashlib.blake2b()
         splits += [_split_number(block)] * (n % BLOCK_WINDOWS)
+        if n:
+            self._ends[-1] = True
         return (_split_number(document), splits) if n else None
 
     def _keep(self, split: str, splits: array[int], documents: int) -> None:
@@ -184,7 +190,7 @@ class TextSource:
                 f"{BLOCK_WINDOWS} windows, as there are {documents:,} documents);\n"
                 "give more text, smaller windows, or mark documents by lines of <|endoftext|>"
             )
-        for name in ("_file_of", "_starts", "_lengths", "_checksums"):
+        for name in ("_file_of", "_starts", "_lengths", "_checksums", "_ends"):
             column = getattr(self, name)
             setattr(self, name, array(column.typecode, itertools.compress(column, wanted)))
 

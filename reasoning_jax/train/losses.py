@@ -8,6 +8,7 @@ there; `step` counts finished steps, for schedules.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -215,28 +216,39 @@ def mixed_loss(
     """beta L_BC + (1 - beta) L_SM (Algorithm 1 of the SequenceMatch paper, as reported).
 
     L_BC is the `bc` loss of the data, a mean over labels; L_SM the negative objective of
-    `objectives.sequencematch`, a mean over trajectories of data and of `batch.model`, which go
-    through the model in one forward pass. Without `batch.model` (the first bc_steps) the loss is
-    L_BC. In V(s) the actions are those that the sampler has; L_BC is over the whole vocabulary.
+    `objectives.sequencematch`, a mean over trajectories of data and of `batch.model`. Without
+    `batch.model` (the first bc_steps) the loss is L_BC. In V(s) the actions are those that the
+    sampler has; L_BC is over the whole vocabulary.
     """
     settings = settings_of(match)
     scale = sequencematch.loss_scale(match.gamma, match.horizon)
 
-    def loss(params: Any, lora: Any, batch: Batch, step: Any) -> tuple[Sum | Mixture, Metrics]:
-        model = batch.model
-        both = batch if model is None else interleave(batch, model)
-        layout, rows = layout_of(objective, both) if ids.backspace is not None else ("causal", 0)
+    def score(params: Any, lora: Any, batch: Batch) -> tuple[readout.ActionScores, jax.Array]:
+        """The scores of every row, and which rows are above their floor."""
+        layout, rows = layout_of(objective, batch) if ids.backspace is not None else ("causal", 0)
         states = visit_states(
-            params, lora, config, both, layout=layout, backspace_id=ids.backspace, rows=rows
+            params, lora, config, batch, layout=layout, backspace_id=ids.backspace, rows=rows
         )
-        at_floor = states.depth <= both.floor
+        at_floor = states.depth <= batch.floor
         scores = readout.score_actions(
-            params, config, states.hidden, both.labels, at_floor & ids.floor_masked,
+            params, config, states.hidden, batch.labels, at_floor & ids.floor_masked,
             never=ids.never, backspace_id=ids.backspace,
         )  # fmt: skip
-        above = (~at_floor).astype(jnp.float32)
-        of_data, above_data = scores, above
-        if model is not None:
+        return scores, (~at_floor).astype(jnp.float32)
+
+    def loss(params: Any, lora: Any, batch: Batch, step: Any) -> tuple[Sum | Mixture, Metrics]:
+        model = batch.model
+        if model is None:
+            of_data, above_data = score(params, lora, batch)
+        elif in_turn(match):
+            # Recomputed in the backward pass, so that the two halves share one set of buffers.
+            one = jax.checkpoint(functools.partial(score, params, lora))
+            both = jax.lax.map(one, jax.tree.map(lambda *x: jnp.stack(x), *alone(batch, model)))
+            (of_data, above_data), (of_model, above_model) = (
+                jax.tree.map(lambda x, k=k: x[k], both) for k in (0, 1)
+            )
+        else:
+            scores, above = score(params, lora, interleave(batch, model))
             (of_data, of_model), (above_data, above_model) = halves(scores), halves(above)
         behaviour = cross_entropy(of_data.log_prob, batch.weights)
         correct = of_data.correct.astype(jnp.float32)
@@ -295,15 +307,27 @@ def mixed_loss(
     return loss
 
 
+def in_turn(match: SequenceMatchConfig) -> bool:
+    """Whether data and model rows go through the model one after the other (see `passes`)."""
+    if match.passes == "auto":
+        return jax.default_backend() == "cpu"
+    return match.passes == "two"
+
+
+def alone(a: Batch, b: Batch) -> tuple[Batch, Batch]:
+    """Two batches as trees of one structure: without rollouts, and with one count of token rows."""
+    rows = max(a.token_rows, b.token_rows) if a.token_rows and b.token_rows else 0
+    first, second = (dataclasses.replace(x, model=None, age=None, token_rows=rows) for x in (a, b))
+    return first, second
+
+
 def interleave(a: Batch, b: Batch) -> Batch:
     """The rows of two batches of one shape, taking turns, so that none leaves its device."""
 
     def pair(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
 
-    rows = max(a.token_rows, b.token_rows) if a.token_rows and b.token_rows else 0
-    alone = (dataclasses.replace(x, model=None, age=None, token_rows=rows) for x in (a, b))
-    return jax.tree.map(pair, *alone)
+    return jax.tree.map(pair, *alone(a, b))
 
 
 def halves(tree: Any) -> tuple[Any, Any]:

@@ -126,3 +126,16 @@ def test_a_terminal_row_changes_no_bc_loss():
 
     want, got = (jax.device_get(evaluated(params, batch)) for batch in batches)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), want, got)
+
+
+def test_text_that_goes_on_has_no_eos_but_the_forced_one():
+    """Catches: <eos> as the label at a window's border; the last token lost as a label."""
+    going_on = dataclasses.replace(EXAMPLE, ends=False)
+    row = encoder(64, 0.0, 1).encode(going_on, np.random.default_rng(0))
+    assert row["actions"].tolist() == CLEAN[:-2]
+    assert row["labels"].tolist() == CLEAN[1:-1]
+    with_end = dataclasses.replace(encoder(64, 0.0, 1), terminal_row=True)
+    row = with_end.encode(going_on, np.random.default_rng(0))
+    assert row["actions"].tolist() == [*CLEAN[:-2], VOCAB.eos_id]
+    assert row["labels"].tolist() == [*CLEAN[1:-1], VOCAB.eos_id]
+    assert row["weights"].tolist() == [0] * 4 + [1] * (len(CLEAN) - 6) + [0]

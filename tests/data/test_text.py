@@ -42,7 +42,7 @@ def everything(path, window_chars):
 def test_a_window_is_an_answer_without_question_or_steps(tmp_path):
     write(tmp_path, {"a.txt": "0123456789abcdefghij"})
     assert list(TextSource(tmp_path, 10)) == [
-        Example("", (), "0123456789", index=0),
+        Example("", (), "0123456789", index=0, ends=False),
         Example("", (), "abcdefghij", index=1),
     ]
 
@@ -68,6 +68,17 @@ def test_windows_join_to_the_document(tmp_path, monkeypatch, window_chars, chunk
         assert "".join(windows) == body
     least = window_chars - min(16, window_chars // 2)
     assert all(least <= len(window) <= window_chars for window in windows[:-1])
+
+
+def test_the_text_ends_at_the_last_window_of_a_document(tmp_path):
+    # Catches: an <eos> taught at every border of windows; none at the end of a file's first part.
+    write(tmp_path, {"a.txt": "x" * 70 + "\n<|endoftext|>\n" + "y" * 40, "b.txt": "z" * 90})
+    source = TextSource(tmp_path, 30)
+    assert [source[i].ends for i in range(len(source))] == [
+        source[i].answer[0] != source[i + 1].answer[0] if i + 1 < len(source) else True
+        for i in range(len(source))
+    ]
+    assert sum(source[i].ends for i in range(len(source))) == 3
 
 
 def test_line_ends_and_combining_marks_stay_whole(tmp_path):
