@@ -117,7 +117,7 @@ def finish(axes: Axes, theme: Theme, title: str, unit: str, *, share: bool) -> N
     axes.set_xlabel("step", color=theme.ink, fontsize=9.5)
     axes.grid(axis="y", color=theme.faint, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.yaxis.get_offset_text().set(color=theme.ink, fontsize=9)
     low, high = axes.get_ylim()

@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from reasoning_jax.report import figures, write_report
+from reasoning_jax.report import drawing, figures, write_report
 from reasoning_jax.report.load import load_run
 from reasoning_jax.report.traces import choose_samples, evenly, inert_json
 from tests.report.runs import action, sample, write_json, write_lines, write_page, write_run
@@ -257,3 +258,13 @@ def test_report_needs_no_jax_and_no_global_figure_state():
         "assert not {'jax', 'matplotlib.pyplot', 'flax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_single_step_is_marked_once():
+    # Mutation: ticks at fractions of a step, written as the same number five times.
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot([3], [0.5], "o")
+    drawing.finish(axes, drawing.LIGHT, "title", "unit", share=False)
+    low, high = axes.get_xlim()
+    assert [t for t in axes.get_xticks() if low <= t <= high] == [3]
