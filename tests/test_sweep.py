@@ -8,7 +8,6 @@ import signal
 import types
 from pathlib import Path
 
-import jax
 import pytest
 
 from reasoning_jax import main
@@ -454,16 +453,6 @@ def test_a_run_is_finished_when_its_last_step_is_saved(tmp_path):
 
 
 # Real runs.
-
-
-@pytest.fixture
-def quick_to_compile(monkeypatch):
-    device = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: device)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def metrics(folder):

@@ -11,6 +11,7 @@ import pytest
 from reasoning_jax.data import jsonl
 from reasoning_jax.data.examples import DataError, Example
 from reasoning_jax.data.jsonl import JsonlSource
+from tests.data.edits import edit_unseen, overwrite, replace
 
 GOOD = '{"question": "1+1=", "steps": ["one", "one"], "answer": "2"}'
 
@@ -220,23 +221,8 @@ def test_what_is_no_file_of_records(tmp_path, name, wanted):
     assert wanted in str(caught.value)
 
 
-def overwrite(path):
-    path.write_text(path.read_text().replace("2", "3"))
-
-
 def append(path):
     path.write_text(path.read_text() + GOOD)
-
-
-def replace(path):
-    (path.parent / "b").write_text(path.read_text().replace("2", "3"))
-    os.replace(path.parent / "b", path)
-
-
-def edit_unseen(path):
-    status = path.stat()
-    overwrite(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.parametrize("change", [overwrite, append, replace, edit_unseen, os.remove])

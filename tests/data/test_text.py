@@ -14,6 +14,7 @@ from reasoning_jax.data import text
 from reasoning_jax.data.examples import DataError, Example
 from reasoning_jax.data.text import TextSource
 from reasoning_jax.tasks.base import SPLITS, TaskError
+from tests.data.edits import edit_unseen, overwrite, replace
 
 WORDS = ["a", "fox", "jumps", "naïve", "日本", "e\u0301clair", "🦊", ".", "\n", "\r\n", " "]
 
@@ -360,23 +361,8 @@ def test_what_may_not_be_read_is_refused(tmp_path, monkeypatch, what):
         TextSource(tmp_path, 10)
 
 
-def overwrite(path):
-    path.write_text(path.read_text().replace("2", "3"))
-
-
 def append(path):
     path.write_text(path.read_text() + "more")
-
-
-def replace(path):
-    (path.parent / "b").write_text(path.read_text().replace("2", "3"))
-    os.replace(path.parent / "b", path)
-
-
-def edit_unseen(path):
-    status = path.stat()
-    overwrite(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def become_a_pipe(path):
