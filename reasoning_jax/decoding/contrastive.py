@@ -35,6 +35,9 @@ from reasoning_jax.decoding.sampler import (
     Completions,
     action_log_probs,
     allowed_actions,
+    begin,
+    recorded,
+    run,
 )
 from reasoning_jax.model import attention, readout, transformer
 from reasoning_jax.model import cache as kv
@@ -112,7 +115,7 @@ def _search(
     ids: ActionIds,
 ) -> Completions:
     del floor, row_ids, key
-    B, P = prompts.shape
+    P = prompts.shape[1]
     V = config.vocab_size
     A = sampling.max_actions
     k = min(sampling.contrastive_candidates, V)
@@ -120,41 +123,12 @@ def _search(
     # The deepest row feeds its candidates behind its last new token.
     slots = P + new_tokens + k
     batch_axis = sharding.axis_of(prompts, 0)
-
-    positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-    if sharding.has_mesh():
-        positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
-    prefill = transformer.apply(
-        params, config, prompts, positions=positions,
-        cache=kv.init_cache(config, B, slots, batch_axis), lora=lora,
-    )  # fmt: skip
-    assert prefill.cache is not None
-    last = prompt_length - 1
-    zeros = jnp.zeros_like(prompt_length)
-    wide = jnp.zeros_like(prompts[:, :1])
+    hidden, state = begin(params, config, prompts, prompt_length, A, slots, lora)
+    last = state["depth"]
     slot = jnp.arange(slots)[None, :]
-
-    def columns(n: int, dtype: Any) -> jax.Array:
-        return jnp.concatenate([wide.astype(dtype)] * n, axis=1)
-
     at_top = (jnp.arange(P)[None, :] == last[:, None])[..., None]
-    state = {
-        "step": jnp.int32(0),
-        "cache": prefill.cache,
-        "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
-        "top": jnp.where(at_top, prefill.hidden, 0).sum(1),
-        "context": jnp.pad(_unit(prefill.hidden), ((0, 0), (0, slots - P), (0, 0))),
-        "depth": last,
-        "done": zeros > 0,
-        "length": zeros,
-        "actions": columns(A, jnp.int32),
-        "chosen": columns(A, jnp.int32),
-        "log_probs": columns(A, jnp.float32),
-        "forced": columns(A, bool),
-    }
-
-    def unfinished(s: dict[str, Any]) -> jax.Array:
-        return (s["step"] < A) & ~s["done"].all()
+    state["top"] = jnp.where(at_top, hidden, 0).sum(1)
+    state["context"] = jnp.pad(_unit(hidden), ((0, 0), (0, slots - P), (0, 0)))
 
     def step(s: dict[str, Any]) -> dict[str, Any]:
         depth, done, t = s["depth"], s["done"], s["step"]
@@ -183,15 +157,9 @@ def _search(
         )
         best = jnp.argmax(scores, axis=-1)
         is_best = jnp.arange(k)[None, :] == best[:, None]
-        chosen = jnp.where(is_best, candidates, 0).sum(-1)
-
+        chosen = jnp.where(is_best, candidates, 0).sum(-1).astype(jnp.int32)
         at_limit = (t == A - 1) | (depth - last >= new_tokens)
-        force = at_limit & (chosen != ids.eos)
-        action = jnp.where(at_limit, ids.eos, chosen).astype(jnp.int32)
-        is_action = jnp.arange(V)[None, :] == action[:, None]
-        log_prob = jnp.where(is_action, log_probs, 0.0).sum(-1)
-
-        now = (jnp.arange(A) == t)[None, :] & ~done[:, None]
+        action = jnp.where(at_limit, ids.eos, chosen)
         written = (slot == next_slot) & ~done[:, None]
         kept = kv.Cache(
             _move_slot(out.cache.keys, depth + 1 + best, depth + 1),
@@ -200,28 +168,13 @@ def _search(
         )
         unit = jnp.where(is_best[..., None], units, 0).sum(1)
         return {
-            "step": t + 1,
+            # It never deletes: the probability of <backspace> is not looked at.
+            **recorded(s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])),
             "cache": kept,
             "tokens": jnp.where(written, action[:, None], s["tokens"]),
             "top": jnp.where(is_best[..., None], out.hidden, 0).sum(1),
             "context": jnp.where(written[..., None], unit[:, None], s["context"]),
             "depth": jnp.where(done, depth, depth + 1),
-            "done": done | (action == ids.eos),
-            "length": s["length"] + ~done,
-            "actions": jnp.where(now, action[:, None], s["actions"]),
-            "chosen": jnp.where(now, chosen[:, None].astype(jnp.int32), s["chosen"]),
-            "log_probs": jnp.where(now, log_prob[:, None], s["log_probs"]),
-            "forced": jnp.where(now, force[:, None], s["forced"]),
         }
 
-    s = lax.while_loop(unfinished, step, state)
-    return Completions(
-        actions=s["actions"],
-        chosen=s["chosen"],
-        backspace=jnp.zeros_like(s["log_probs"]),
-        log_probs=s["log_probs"],
-        forced=s["forced"],
-        length=s["length"],
-        tokens=s["tokens"],
-        token_count=s["depth"] + 1,
-    )
+    return run(step, state)

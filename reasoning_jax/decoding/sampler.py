@@ -152,45 +152,16 @@ def _sample(
     ids: ActionIds,
     noise: Noise | None,
 ) -> Completions:
-    B, P = prompts.shape
+    P = prompts.shape[1]
     A = sampling.max_actions
     new_tokens = sampling.max_new_tokens or A
     slots = P + new_tokens + 1
     V = config.vocab_size
     row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
-
-    cache = kv.init_cache(config, B, slots, sharding.axis_of(prompts, 0))
-    positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-    if sharding.has_mesh():
-        positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
-    prefill = transformer.apply(
-        params, config, prompts, positions=positions, cache=cache, lora=lora
-    )
-    assert prefill.cache is not None
-    last = prompt_length - 1
+    _, state = begin(params, config, prompts, prompt_length, A, slots, lora)
+    last = state["depth"]
     zeros = jnp.zeros_like(prompt_length)
     budget = zeros + A if limit is None else jnp.minimum(limit, A)
-    wide = jnp.zeros_like(prompts[:, :1])
-
-    def columns(n: int, dtype: Any) -> jax.Array:
-        return jnp.concatenate([wide.astype(dtype)] * n, axis=1)
-
-    state = {
-        "step": jnp.int32(0),
-        "cache": prefill.cache,
-        "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
-        "depth": last,
-        "done": zeros > 0,
-        "length": zeros,
-        "actions": columns(A, jnp.int32),
-        "chosen": columns(A, jnp.int32),
-        "backspace": columns(A, jnp.float32),
-        "log_probs": columns(A, jnp.float32),
-        "forced": columns(A, bool),
-    }
-
-    def unfinished(s: dict[str, Any]) -> jax.Array:
-        return (s["step"] < A) & ~s["done"].all()
 
     def step(s: dict[str, Any]) -> dict[str, Any]:
         depth, done, t = s["depth"], s["done"], s["step"]
@@ -203,23 +174,19 @@ def _sample(
         logits = readout.logits(params, config, out.hidden[:, 0])
         allowed = allowed_actions(ids, V, depth, floor)
         log_probs = action_log_probs(logits, allowed, sampling)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, t)
         if sampling.temperature > 0:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, t)
             chosen = jax.vmap(jax.random.categorical)(keys, log_probs)
         else:
             chosen = jnp.argmax(log_probs, axis=-1)
         chosen = chosen.astype(jnp.int32)
         executed = chosen
         if noise is not None and noise.rate > 0:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, t)
             executed = _replace(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), chosen, noise)
             if ids.backspace is not None:
                 executed = jnp.where(chosen == ids.backspace, chosen, executed)
         at_limit = (t >= budget - 1) | (depth - last >= new_tokens)
-        force = at_limit & (chosen != ids.eos)
         action = jnp.where(at_limit, ids.eos, executed)
-        is_action = jnp.arange(V)[None, :] == action[:, None]
-        log_prob = jnp.where(is_action, log_probs, 0.0).sum(-1)
 
         deleting = zeros.astype(jnp.float32)
         if ids.backspace is not None:
@@ -229,23 +196,96 @@ def _sample(
             deleting = jnp.where(is_backspace, plain, 0.0).sum(-1)
         erased = zeros > 0 if ids.backspace is None else action == ids.backspace
         moved = jnp.where(erased, jnp.maximum(depth - 1, jnp.minimum(floor, depth)), depth + 1)
-        now = (jnp.arange(A) == t)[None, :] & ~done[:, None]
         written = (slot == moved[:, None]) & (~erased & ~done)[:, None]
         return {
-            "step": t + 1,
+            **recorded(s, ids, chosen, action, at_limit, log_probs, deleting),
             "cache": out.cache,
             "tokens": jnp.where(written, action[:, None], s["tokens"]),
             "depth": jnp.where(done, depth, moved),
-            "done": done | (action == ids.eos),
-            "length": s["length"] + ~done,
-            "actions": jnp.where(now, action[:, None], s["actions"]),
-            "chosen": jnp.where(now, chosen[:, None], s["chosen"]),
-            "backspace": jnp.where(now, deleting[:, None], s["backspace"]),
-            "log_probs": jnp.where(now, log_prob[:, None], s["log_probs"]),
-            "forced": jnp.where(now, force[:, None], s["forced"]),
         }
 
-    s = lax.while_loop(unfinished, step, state)
+    return run(step, state)
+
+
+def begin(
+    params: Any,
+    config: ModelConfig,
+    prompts: Int[Array, "B P"],
+    prompt_length: Int[Array, " B"],
+    actions: int,
+    slots: int,
+    lora: Any,
+) -> tuple[Float[Array, "B P D"], dict[str, Any]]:
+    """Hidden states of the prompts, and the state in which a decoder's loop begins.
+
+    It has the cache with the prompts in it, their tokens in `slots` columns, each row's depth (the
+    index of its last token), whether it is done, and room for `actions` actions (see `recorded`).
+    """
+    B, P = prompts.shape
+    positions = jnp.broadcast_to(jnp.arange(P), (B, P))
+    if sharding.has_mesh():
+        positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
+    prefill = transformer.apply(
+        params, config, prompts, positions=positions,
+        cache=kv.init_cache(config, B, slots, sharding.axis_of(prompts, 0)), lora=lora,
+    )  # fmt: skip
+    assert prefill.cache is not None
+    zeros = jnp.zeros_like(prompt_length)
+    wide = jnp.zeros_like(prompts[:, :1])
+
+    def columns(n: int, dtype: Any) -> jax.Array:
+        return jnp.concatenate([wide.astype(dtype)] * n, axis=1)
+
+    return prefill.hidden, {
+        "step": jnp.int32(0),
+        "cache": prefill.cache,
+        "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
+        "depth": prompt_length - 1,
+        "done": zeros > 0,
+        "length": zeros,
+        "actions": columns(actions, jnp.int32),
+        "chosen": columns(actions, jnp.int32),
+        "backspace": columns(actions, jnp.float32),
+        "log_probs": columns(actions, jnp.float32),
+        "forced": columns(actions, bool),
+    }
+
+
+def recorded(
+    s: dict[str, Any],
+    ids: ActionIds,
+    chosen: Int[Array, " B"],
+    action: Int[Array, " B"],
+    at_limit: Bool[Array, " B"],
+    log_probs: Float[Array, "B V"],
+    backspace: Float[Array, " B"],
+) -> dict[str, Any]:
+    """The state with one more action of each row that is not done written down; the rest of it
+    (cache, tokens, depth) is the decoder's own.
+    """
+    t, done = s["step"], s["done"]
+    now = (jnp.arange(s["actions"].shape[1]) == t)[None, :] & ~done[:, None]
+    is_action = jnp.arange(log_probs.shape[-1])[None, :] == action[:, None]
+    values = {
+        "actions": action,
+        "chosen": chosen,
+        "backspace": backspace,
+        "log_probs": jnp.where(is_action, log_probs, 0.0).sum(-1),
+        "forced": at_limit & (chosen != ids.eos),
+    }
+    return {
+        **s,
+        **{name: jnp.where(now, x[:, None], s[name]) for name, x in values.items()},
+        "step": t + 1,
+        "done": done | (action == ids.eos),
+        "length": s["length"] + ~done,
+    }
+
+
+def run(step: Callable[[dict[str, Any]], dict[str, Any]], state: dict[str, Any]) -> Completions:
+    """`step` until every row is done, or has no room for another action."""
+    actions = state["actions"].shape[1]
+    s = lax.while_loop(lambda s: (s["step"] < actions) & ~s["done"].all(), step, state)
     return Completions(
         actions=s["actions"], chosen=s["chosen"], backspace=s["backspace"],
         log_probs=s["log_probs"], forced=s["forced"], length=s["length"],
