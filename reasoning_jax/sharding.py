@@ -89,6 +89,16 @@ def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES, *[None] * (ndim - 1)))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Among how many groups of devices a batch is divided."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def place_rows(x: np.ndarray, mesh: Mesh) -> Any:
+    """An array whose first axis is the global batch, on the devices of one process."""
+    return jax.device_put(x, batch_sharding(mesh, x.ndim))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

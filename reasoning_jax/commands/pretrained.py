@@ -46,7 +46,8 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         assembly.encoder.encode(source[i], np.random.default_rng(i))
         for i in range(min(_SAMPLE, len(source)))
     ]
-    tokens = padded(encoded, -(-_SAMPLE // _rows(mesh)) * _rows(mesh), config.data.seq_len)
+    rows = _SAMPLE + -_SAMPLE % sharding.batch_parts(mesh)
+    tokens = padded(encoded, rows, config.data.seq_len)
     return with_backspace_row(loaded.params, assembly.model, tokens, row, wanted, mesh)
 
 
@@ -65,7 +66,7 @@ def with_backspace_row(
     row should start near the rate of noise is advice of ours for SequenceMatch on pretrained
     weights; how it is reached is ours too.)
     """
-    placed = {n: jax.device_put(batch[n], sharding.batch_sharding(mesh)) for n in _READ}
+    placed = {n: sharding.place_rows(batch[n], mesh) for n in _READ}
     table, axis = ("unembedding", 1)
     if config.tied_embeddings:
         table, axis = ("tokens", 0)
@@ -124,10 +125,6 @@ def with_backspace_row(
     if config.tied_embeddings:
         return {**params, "embedding": {**params["embedding"], table: changed}}
     return {**params, table: changed}
-
-
-def _rows(mesh: jax.sharding.Mesh) -> int:
-    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def feature_model(

@@ -135,12 +135,11 @@ def make_evaluate(
     """
     config = assembly.config
     count, rows = config.evaluate.problems, config.evaluate.batch_rows
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
     examples = first_examples(assembly.examples(config.evaluate.split), count)
     rows = min(rows, len(examples))
-    rows += -rows % split
+    rows += -rows % sharding.batch_parts(mesh)
     placed = [
-        Batch(**{n: jax.device_put(x, sharding.batch_sharding(mesh)) for n, x in b.items()})
+        Batch(**{n: sharding.place_rows(x, mesh) for n, x in b.items()})
         for b in fixed_batches(examples, clean_encoder(assembly.encoder), rows, config.seed)
     ]
     measure = make_measure(assembly, mesh)

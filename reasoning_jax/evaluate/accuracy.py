@@ -19,12 +19,10 @@ import numpy as np
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.decoding.contrastive import make_contrastive_sampler
+from reasoning_jax.decoding.rows import padded_batches
 from reasoning_jax.decoding.sampler import ActionIds, make_sampler
 from reasoning_jax.model import readout, transformer
 from reasoning_jax.vocab import Vocab
-
-# Prompts are padded to a multiple of this, so that few shapes are compiled.
-_PROMPT_BUCKET = 16
 
 
 @dataclass(frozen=True)
@@ -101,27 +99,14 @@ def complete(
         return []
     make = {"sample": make_sampler, "contrastive": make_contrastive_sampler}[sampling.method]
     sampler = make(config, sampling, ActionIds.of(vocab, floor_masked))
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_rows = min(batch_rows, len(prompts))
-    batch_rows += -batch_rows % split
-    width = max(len(p.ids) for p in prompts)
-    width += -width % _PROMPT_BUCKET
     done: list[Completion] = []
-    for begin in range(0, len(prompts), batch_rows):
-        chunk = list(prompts[begin : begin + batch_rows])
-        filler = [chunk[-1]] * (batch_rows - len(chunk))
-        rows = chunk + filler
-        ids = np.zeros((batch_rows, width), np.int32)
-        for i, p in enumerate(rows):
-            ids[i, : len(p.ids)] = p.ids
-        arrays = (
-            ids,
-            np.array([len(p.ids) for p in rows], np.int32),
-            np.array([p.floor for p in rows], np.int32),
-            np.arange(begin, begin + batch_rows, dtype=np.int32),
-        )
-        placed = [jax.device_put(a, sharding.batch_sharding(mesh, a.ndim)) for a in arrays]
-        out = jax.device_get(sampler(params, *placed, key, lora))
+    for batch in padded_batches([p.ids for p in prompts], batch_rows, mesh):
+        chunk = prompts[batch.begin : batch.begin + batch.count]
+        row_ids = np.arange(batch.begin, batch.begin + len(batch.ids), dtype=np.int32)
+        floor = np.full(len(batch.ids), chunk[-1].floor, np.int32)
+        floor[: batch.count] = [p.floor for p in chunk]
+        placed = (sharding.place_rows(x, mesh) for x in (floor, row_ids))
+        out = jax.device_get(sampler(params, batch.ids, batch.length, *placed, key, lora))
         done += [_to_host(out, i, p, vocab) for i, p in enumerate(chunk)]
     return done
 
@@ -174,26 +159,14 @@ def backspace_probability(
     Plain softmax at temperature 1 over the whole vocabulary.
     """
     assert vocab.backspace_id is not None
-    if not sequences:
-        return []
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_rows = min(batch_rows, len(sequences))
-    batch_rows += -batch_rows % split
-    width = max(map(len, sequences))
-    width += -width % _PROMPT_BUCKET
     means: list[float] = []
-    for begin in range(0, len(sequences), batch_rows):
-        chunk = sequences[begin : begin + batch_rows]
-        ids = np.zeros((batch_rows, width), np.int32)
-        for i, sequence in enumerate(chunk):
-            ids[i, : len(sequence)] = sequence
-        placed = jax.device_put(ids, sharding.batch_sharding(mesh))
+    for batch in padded_batches(sequences, batch_rows, mesh):
         log_probs = jax.device_get(
-            _label_log_prob(params, lora, placed, label=vocab.backspace_id, config=config)
+            _label_log_prob(params, lora, batch.ids, label=vocab.backspace_id, config=config)
         )
         means += [
             float(np.exp(log_probs[i, list(at)]).mean())
-            for i, at in enumerate(states[begin : begin + len(chunk)])
+            for i, at in enumerate(states[batch.begin : batch.begin + batch.count])
         ]
     return means
 

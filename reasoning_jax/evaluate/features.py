@@ -14,15 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
+from reasoning_jax.decoding.rows import padded_batches
 from reasoning_jax.model import transformer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
-
-# Sequences are padded to a multiple of this, so that few shapes are compiled.
-_BUCKET = 16
 
 
 def text_features(
@@ -45,22 +42,10 @@ def text_features(
         return np.zeros((0, config.d_model), np.float32)
     for i, sequence in enumerate(sequences):
         _check(i, sequence, config)
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_rows = min(batch_rows, len(sequences))
-    batch_rows += -batch_rows % split
-    width = max(map(len, sequences))
-    width += -width % _BUCKET
     features: list[np.ndarray] = []
-    for begin in range(0, len(sequences), batch_rows):
-        chunk = sequences[begin : begin + batch_rows]
-        ids = np.zeros((batch_rows, width), np.int32)
-        lengths = np.ones(batch_rows, np.int32)
-        for i, sequence in enumerate(chunk):
-            ids[i, : len(sequence)] = sequence
-            lengths[i] = len(sequence)
-        placed = [jax.device_put(a, sharding.batch_sharding(mesh, a.ndim)) for a in (ids, lengths)]
-        last = jax.device_get(_last_hidden(params, lora, *placed, config=config))
-        features.append(np.asarray(last[: len(chunk)]))
+    for batch in padded_batches(sequences, batch_rows, mesh):
+        last = jax.device_get(_last_hidden(params, lora, batch.ids, batch.length, config=config))
+        features.append(np.asarray(last[: batch.count]))
     return np.concatenate(features)
 
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
+from reasoning_jax.decoding.rows import padded_batches
 from reasoning_jax.evaluate.accuracy import (
     Completion,
     Evaluation,
@@ -137,26 +137,16 @@ def window_perplexity(
     mesh: jax.sharding.Mesh,
 ) -> Perplexity:
     """Perplexity of every token after a window's first, with and without `<backspace>`'s mass."""
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = min(batch_rows, len(windows))
-    rows += -rows % split
-    width = max(map(len, windows))
-    width += -width % 16
     log_probs, weights, backspaces = [], [], []
-    for begin in range(0, len(windows), rows):
-        ids = np.zeros((rows, width), np.int32)
-        weight = np.zeros((rows, width), np.float32)
-        for i, window in enumerate(windows[begin : begin + rows]):
-            ids[i, : len(window)] = window
-            weight[i, : len(window) - 1] = 1
-        placed = jax.device_put(ids, sharding.batch_sharding(mesh))
+    for batch in padded_batches(windows, batch_rows, mesh):
         log_prob, backspace = jax.device_get(
-            _next_log_prob(params, lora, placed, backspace_id=vocab.backspace_id, config=config)
+            _next_log_prob(params, lora, batch.ids, backspace_id=vocab.backspace_id, config=config)
         )
-        count = len(windows[begin : begin + rows])
-        log_probs.append(log_prob[:count])
-        weights.append(weight[:count])
-        backspaces.append(backspace[:count])
+        lengths = [len(w) for w in windows[batch.begin : batch.begin + batch.count]]
+        column = np.arange(log_prob.shape[1])
+        log_probs.append(log_prob[: batch.count])
+        weights.append((column[None, :] < np.array(lengths)[:, None] - 1).astype(np.float32))
+        backspaces.append(backspace[: batch.count])
     stacked = np.concatenate(backspaces) if vocab.backspace_id is not None else None
     return perplexity(np.concatenate(log_probs), np.concatenate(weights), stacked)
 

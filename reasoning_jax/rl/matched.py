@@ -20,6 +20,7 @@ from reasoning_jax.config import Config, ConfigError, ModelConfig, SamplingConfi
 from reasoning_jax.config_check import BATCHES_KEPT
 from reasoning_jax.data.batch import Batch, padded
 from reasoning_jax.data.pipeline import Stream, SupervisedSource
+from reasoning_jax.decoding.rows import BUCKET, padded_batches
 from reasoning_jax.decoding.sampler import ActionIds, Noise, make_sampler
 from reasoning_jax.rl.replay import ReplayBuffer, as_batch
 
@@ -29,7 +30,6 @@ KEY_ROLLOUT = 3
 _PREFIX, _DRAW, _PAIRED = 11, 12, 13
 # The prompts of rollouts come in an order of their own.
 _PROMPT_ORDER = 7_919
-_PROMPT_BUCKET = 16
 
 
 class MatchedSource:
@@ -96,24 +96,18 @@ class MatchedSource:
         pairs = [self._prompt(int(position)) for position in positions]
         floor = np.array([floor for _, floor in pairs], np.int32)
         given = np.array([len(ids) for ids, _ in pairs], np.int32)
-        width = int(given.max())
-        width += -width % _PROMPT_BUCKET
-        prompts = np.zeros((n, width), np.int32)
-        for i, (ids, _) in enumerate(pairs):
-            prompts[i, : len(ids)] = ids
+        (prompts,) = padded_batches([ids for ids, _ in pairs], n, self._mesh)
         # The longest budget of any row, for prompts down to a multiple of the bucket.
-        shortest = max(1, int(given.min()) // _PROMPT_BUCKET * _PROMPT_BUCKET)
+        shortest = max(1, int(given.min()) // BUCKET * BUCKET)
         sampling = SamplingConfig(
             temperature=config.replay.temperature, max_actions=max(1, T - shortest)
         )
         sample = make_sampler(self._model, sampling, self._ids, self._noise)
-        row_ids = np.arange(n, dtype=np.int32)
-        arrays = (prompts, given, floor, row_ids)
-        placed = [jax.device_put(a, sharding.batch_sharding(self._mesh, a.ndim)) for a in arrays]
-        limit = jax.device_put((T - given).astype(np.int32), sharding.batch_sharding(self._mesh, 1))
+        arrays = (floor, np.arange(n, dtype=np.int32), T - given)
+        floors, row_ids, limit = (sharding.place_rows(a, self._mesh) for a in arrays)
         out = sample(
-            state.params["model"], *placed, jax.random.fold_in(self._key, self._drawn),
-            self._adapters(state.params), limit,
+            state.params["model"], prompts.ids, prompts.length, floors, row_ids,
+            jax.random.fold_in(self._key, self._drawn), self._adapters(state.params), limit,
         )  # fmt: skip
         out = jax.device_get(out)
         actions, labels = np.zeros((n, T), np.int32), np.zeros((n, T), np.int32)
