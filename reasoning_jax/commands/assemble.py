@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
@@ -43,6 +43,8 @@ class Assembly:
     model: ModelConfig
     encoder: Encoder
     notes: tuple[str, ...] = ()
+    # Opening a file or a folder reads all of it: each split is opened once.
+    _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def ids(self) -> ActionIds:
@@ -51,7 +53,9 @@ class Assembly:
 
     def examples(self, split: str) -> Any:
         """The source of a split's examples. Raises DataError or TaskError."""
-        return open_source(self.config.data, self.task, split)
+        if split not in self._opened:
+            self._opened[split] = open_source(self.config.data, self.task, split)
+        return self._opened[split]
 
     def judge(self, source: Any, index: int) -> Any:
         """A function from a completion's text to whether it answers example `index` of `source`."""
@@ -105,9 +109,9 @@ def assemble(
         terminal_row=config.objective.name == "sequencematch",
         cut=config.data.source == "text",
     )  # fmt: skip
-    if noise.rate and noise.source == "ngram":
-        encoder = replace(encoder, ngrams=_ngrams(config, task, encoder))
     assembly = Assembly(config, task, vocab, model, encoder, notes)
+    if noise.rate and noise.source == "ngram":
+        assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
     if with_data:
         _try_out(assembly)
     return assembly
@@ -125,11 +129,11 @@ def window_chars(config: Config) -> int:
     return max(1, each * (config.data.seq_len - 2))
 
 
-def _ngrams(config: Config, task: Task | None, encoder: Encoder) -> Any:
+def _ngrams(assembly: Assembly) -> Any:
     """Bigram counts of the training data's first tokens."""
     from reasoning_jax.data.ngram import NgramNoise
 
-    source = open_source(config.data, task, "train")
+    source, encoder = assembly.examples("train"), assembly.encoder
 
     def sequences() -> Any:
         for i in range(len(source)):
