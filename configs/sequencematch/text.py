@@ -84,24 +84,24 @@ def get_config(arg: str = ""):
     return config
 
 
+# The arms of scales that do not run all.
+FEW = {"smoke": ("mle", "sequencematch"), "real": ("mle", "bc", "sequencematch")}
+
+
 def get_sweep(arg: str = ""):
     arg = rc.parse_arg(arg, scale="cpu")
-    arms = ["mle", "unlikelihood", "bc", "sequencematch"]
-    if arg.scale == "real":
-        names = [f"objective={name},scale=real" for name in ("mle", "bc", "sequencematch")]
-        return product(sweep("arg", names), sweep("seed", (0,)))
-    if arg.scale == "smoke":
-        arms = ["mle", "sequencematch"]
-    names = [f"objective={name},scale={arg.scale}" for name in arms]
-    if arg.scale == "smoke":
-        return product(sweep("arg", names), sweep("seed", (0,)))
+    tail = f"scale={arg.scale}"
+    arms = FEW.get(arg.scale, ("mle", "unlikelihood", "bc", "sequencematch"))
+    seeds = sweep("seed", (0, 1, 2) if arg.scale in ("gpu", "paper") else (0,))
+    base = product(sweep("arg", [f"objective={name},{tail}" for name in arms]), seeds)
+    if arg.scale in FEW:
+        return base
     noises = [
-        f"objective={name},noise=0.02,source={source},scale={arg.scale}"
+        f"objective={name},noise=0.02,source={source},{tail}"
         for source in (("ngram",) if arg.scale == "cpu" else ("random", "ngram"))
         for name in ("bc", "sequencematch")
     ]
-    seeds = sweep("seed", (0,) if arg.scale == "cpu" else (0, 1, 2))
-    return chain(product(sweep("arg", names), seeds), product(sweep("arg", noises), seeds))
+    return chain(base, product(sweep("arg", noises), seeds))
 
 
 def get_study(scale: str) -> Study:

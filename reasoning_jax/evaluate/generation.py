@@ -157,11 +157,15 @@ def _next_log_prob_impl(
     positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1])[None, :]
     out = transformer.apply(params, config, tokens, positions=positions, lora=lora)
     labels = jnp.concatenate([tokens[:, 1:], jnp.zeros_like(tokens[:, :1])], axis=1)
-    log_prob = readout.score_labels(params, config, out.hidden, labels).log_prob
-    if backspace_id is None:
-        return log_prob, jnp.zeros_like(log_prob)
-    deleting = jnp.full_like(tokens, backspace_id)
-    return log_prob, readout.score_labels(params, config, out.hidden, deleting).log_prob
+    deleting = (
+        jnp.zeros_like(tokens) if backspace_id is None else jnp.full_like(tokens, backspace_id)
+    )
+
+    def score(hidden: jax.Array, *labels: jax.Array) -> tuple[jax.Array, ...]:
+        z = readout.logits(params, config, hidden)
+        return tuple(readout.label_scores(z, each).log_prob for each in labels)
+
+    return readout.in_chunks(score, config, out.hidden, labels, deleting)
 
 
 _next_log_prob = jax.jit(_next_log_prob_impl, static_argnames=("backspace_id", "config"))

@@ -242,8 +242,8 @@ def mixed_loss(
             of_data, above_data = score(params, lora, batch)
         elif in_turn(match):
             # Recomputed in the backward pass, so that the two halves share one set of buffers.
-            one = jax.checkpoint(functools.partial(score, params, lora))
-            both = jax.lax.map(one, jax.tree.map(lambda *x: jnp.stack(x), *alone(batch, model)))
+            side = jax.checkpoint(functools.partial(score, params, lora))
+            both = jax.lax.map(side, jax.tree.map(lambda *x: jnp.stack(x), *alone(batch, model)))
             (of_data, above_data), (of_model, above_model) = (
                 jax.tree.map(lambda x, k=k: x[k], both) for k in (0, 1)
             )
