@@ -288,37 +288,37 @@ def evaluate_items(
         if i < saved_samples:
             result.samples.append(sample_record(mine[0], right[0], item, "clean", vocab))
 
-    if corrupt_tokens:
-        rng = np.random.default_rng([seed, 1])
-        drawn = [
-            corrupt(item.prompt, item.response, corrupt_tokens, corrupt_ids, rng) for item in items
-        ]
-        pairs = [(item, p) for item, p in zip(items, drawn) if p is not None]
-        completions = run([p for _, p in pairs], 1)
-        for i, ((item, _), c) in enumerate(zip(pairs, completions)):
-            right = item.is_correct(c.text)
-            record("corrupted_exact_match", item, float(right))
-            if i < saved_samples:
-                result.samples.append(sample_record(c, right, item, "corrupted", vocab))
-        if vocab.backspace_id is not None:
-            wrong = backspace_probability(
-                params, lora, config, vocab,
-                [p.ids for _, p in pairs], [[len(p.ids) - 1] for _, p in pairs],
-                batch_rows, mesh,
-            )  # fmt: skip
-            for (item, _), probability in zip(pairs, wrong):
-                record("backspace_corrupted", item, probability)
-
-    for purpose, wrong_tokens in enumerate(corrupt_also, start=2):
-        rng = np.random.default_rng([seed, wrong_tokens])
+    def corrupted(
+        wrong_tokens: int, draw: int, purpose: int
+    ) -> list[tuple[EvaluationItem, Prompt, Completion, bool]]:
+        """What comes of each item after so many wrong tokens; items without one are left out."""
+        rng = np.random.default_rng([seed, draw])
         drawn = [
             (item, corrupt(item.prompt, item.response, wrong_tokens, corrupt_ids, rng))
             for item in items
         ]
         pairs = [(item, p) for item, p in drawn if p is not None]
-        for (item, _), c in zip(pairs, run([p for _, p in pairs], purpose)):
-            right = float(item.is_correct(c.text))
-            record(f"corrupted_{wrong_tokens}_exact_match", item, right)
+        completions = run([p for _, p in pairs], purpose)
+        return [(item, p, c, item.is_correct(c.text)) for (item, p), c in zip(pairs, completions)]
+
+    if corrupt_tokens:
+        outcomes = corrupted(corrupt_tokens, 1, 1)
+        for i, (item, _, c, right) in enumerate(outcomes):
+            record("corrupted_exact_match", item, float(right))
+            if i < saved_samples:
+                result.samples.append(sample_record(c, right, item, "corrupted", vocab))
+        if vocab.backspace_id is not None:
+            prompts = [p.ids for _, p, _, _ in outcomes]
+            wrong = backspace_probability(
+                params, lora, config, vocab,
+                prompts, [[len(ids) - 1] for ids in prompts], batch_rows, mesh,
+            )  # fmt: skip
+            for (item, *_), probability in zip(outcomes, wrong):
+                record("backspace_corrupted", item, probability)
+
+    for purpose, wrong_tokens in enumerate(corrupt_also, start=2):
+        for item, _, _, right in corrupted(wrong_tokens, wrong_tokens, purpose):
+            record(f"corrupted_{wrong_tokens}_exact_match", item, float(right))
 
     if vocab.backspace_id is not None:
         # States after a correct response token: the first, at the floor, has no backspace.
