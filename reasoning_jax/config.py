@@ -48,11 +48,14 @@ def _choice(default: str, *options: str) -> Any:
 class ModelConfig:
     """Architecture of the decoder. Dimension letters: D d_model, N n_heads, K n_kv_heads, ...
 
+    Input ids at or above vocab_size are pairs of the first `pair_rows` ids: their embedding is the
+    sum of the first one's row and a row of a second table.
     `rope_factor` 1 leaves RoPE unscaled; above 1 the Llama-3 frequency scaling applies.
     `loss_chunk_tokens` bounds how many tokens' vocabulary logits exist at once (0: automatic).
     """
 
     vocab_size: int = _number(0, 0)
+    pair_rows: int = _number(0, 0)
     d_model: int = _number(128, 1)
     n_layers: int = _number(2, 1)
     n_heads: int = _number(4, 1)
@@ -61,7 +64,7 @@ class ModelConfig:
     d_ff: int = _number(512, 1)
     norm: str = _choice("rmsnorm", "layernorm")
     norm_eps: float = _number(1e-5, 0.0, 1.0)
-    position: str = _choice("rope", "learned")
+    position: str = _choice("rope", "learned", "none")
     max_positions: int = _number(1024, 1)
     rope_theta: float = _number(10_000.0, 1.0)
     rope_factor: float = _number(1.0, 1.0)
@@ -131,6 +134,9 @@ class DataConfig:
 
     `source` "text" is a folder of .txt files (or one): each document is read in windows of
     `window_chars` characters (0: what `seq_len` positions hold), without question or steps.
+
+    `reshuffle_edges` puts the edges and the two choices of a ProsQA question into a new order each
+    time it is trained on.
     """
 
     source: str = _choice("task", "jsonl", "tfds", "text")
@@ -141,6 +147,7 @@ class DataConfig:
     pack_examples: bool = False
     with_steps: bool = True
     window_chars: int = _number(0, 0)
+    reshuffle_edges: bool = False
     question_suffix: str = ""
     step_suffix: str = "\n"
     answer_prefix: str = ""
@@ -246,6 +253,63 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Coconut (arXiv 2412.06769), its curriculum, its baselines and controls; "off" is none of
+    them.
+
+    mode: "coconut"; "no_curriculum" (rows of the last stage from the start); "no_thought" (the
+      curriculum without thoughts); "pause_as_thought" (a learned token in the thoughts' place);
+      "pause" (that, and no curriculum: question, pauses, answer); "cot" (all steps in text);
+      "no_cot" (none); "icot" (steps removed token by token, Deng et al. 2024).
+    c_thought: thoughts for each step that they replace.
+    max_latent_stage: stage s replaces the first s steps; stages beyond this replace all of them.
+    pad_latent_to_max: beyond it, thoughts for max_latent_stage steps even where a row has fewer.
+    epochs_per_stage: an epoch is all training examples once. stage_steps, if given, says instead
+      how many training steps each stage from start_stage on takes; the last one goes on.
+    advance: by "schedule", or by "mastery": when the stage's validation target_mass (accuracy,
+      where the target is the "rest") reaches `mastery`, looked at every `mastery_every_steps`, but
+      not later than the schedule.
+    uniform_prob: the share of rows whose stage is drawn from 0 to their number of steps.
+    reset_optimizer: at the start of every "stage" (the paper's text), "epoch" (its code), or
+    "never". markers: <bot> before and <eot> behind the thoughts.
+    target: the "rest" of the text, or the "next_step" alone: of stage s the step s + 1 (any right
+      one, drawn), and beyond the last step the answer behind answer_prefix, which is given.
+    thought: what is fed back: the state after the "final_norm", or the "residual" before it.
+    thought_scale: "embedding" scales every thought to the root mean square of the embeddings.
+    jacobi_iterations: 0 is the chain of thoughts; T > 0 updates all of them in parallel T times.
+    icot_tokens_per_epoch, icot_offset_decay, icot_remove_all_from: that many tokens are removed an
+      epoch, and o more of a row with P(o) proportional to exp(-decay o); all, once the schedule is
+      at the last number.
+    prompt_columns: the columns that a batch has for prompts; 0 fits them to each batch.
+    """
+
+    mode: str = _choice(
+        "off", "coconut", "no_curriculum", "no_thought", "pause_as_thought", "pause", "cot",
+        "no_cot", "icot",
+    )  # fmt: skip
+    c_thought: int = _number(1, 0, 64)
+    epochs_per_stage: int = _number(5, 1)
+    stage_steps: tuple[int, ...] = ()
+    start_stage: int = _number(0, 0)
+    max_latent_stage: int = _number(6, 0, 64)
+    pad_latent_to_max: bool = True
+    uniform_prob: float = _number(0.0, 0.0, 1.0)
+    reset_optimizer: str = _choice("stage", "epoch", "never")
+    advance: str = _choice("schedule", "mastery")
+    mastery: float = _number(0.95, 0.0, 1.0)
+    mastery_every_steps: int = _number(100, 1)
+    markers: bool = True
+    target: str = _choice("rest", "next_step")
+    thought: str = _choice("final_norm", "residual")
+    thought_scale: str = _choice("none", "embedding")
+    jacobi_iterations: int = _number(0, 0, 64)
+    icot_tokens_per_epoch: float = _number(8.0, above=0.0)
+    icot_offset_decay: float = _number(4.0, above=0.0)
+    icot_remove_all_from: int = _number(39, 1)
+    prompt_columns: int = _number(0, 0)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer. `freeze` and `no_decay` are regular expressions over parameter paths; one that
     matches nothing is an error. `accumulate` splits a batch into that many sequential parts.
@@ -336,6 +400,10 @@ class EvaluateConfig:
     correct prefix of the response to measure recovery; 0 leaves that out. `corrupt_also` lists
     further numbers of them, each measured by itself.
 
+    With latent thoughts: `thoughts` replaces so many steps by them, the rest is text; -1 is what
+    the checkpoint's stage does. `thought_controls` lists what takes the place of the thoughts in
+    further measures: "zeros", "noise", "other_row".
+
     For data.source "text": documents are continued after `prompt_tokens` tokens, and `mauve` (with
     features of `feature_weights`: "" is the trained model itself, else a weight file or "smollm2")
     compares the continuations with the true ones.
@@ -350,6 +418,8 @@ class EvaluateConfig:
     batch_rows: int = _number(256, 1)
     saved_samples: int = _number(16, 0)
     prompt_tokens: int = _number(16, 0)
+    thoughts: int = _number(-1, -1, 64)
+    thought_controls: tuple[str, ...] = ()
     mauve: bool = False
     feature_weights: str = ""
 
@@ -368,6 +438,7 @@ class Config:
     objective: ObjectiveConfig = ObjectiveConfig()
     sequencematch: SequenceMatchConfig = SequenceMatchConfig()
     replay: ReplayConfig = ReplayConfig()
+    latent: LatentConfig = LatentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()

@@ -19,6 +19,7 @@ from reasoning_jax.config import (
     Config,
     ConfigError,
     EvaluateConfig,
+    LatentConfig,
     ModelConfig,
     ObjectiveConfig,
     TaskConfig,
@@ -206,6 +207,7 @@ def validate(config: Config) -> None:
             f'on objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
         )
     _check_sequencematch(config)
+    _check_latent(config)
     if train.batch_rows % optimizer.accumulate:
         raise ConfigError(
             f"train.batch_rows={train.batch_rows} is not divisible by optimizer.accumulate="
@@ -318,6 +320,138 @@ def _check_sequencematch(config: Config) -> None:
         raise ConfigError(
             f"objective.p2_rows={config.objective.p2_rows} may lose states, and sequencematch "
             "needs them all; set it to 0"
+        )
+
+
+# The keys of the latent section that a mode reads; the others must be at their defaults.
+_STAGED = (
+    "epochs_per_stage", "stage_steps", "start_stage", "uniform_prob", "advance", "mastery",
+    "mastery_every_steps", "reset_optimizer",
+)  # fmt: skip
+_ALWAYS = ("mode", "prompt_columns")
+_SLOTS = ("c_thought", "markers", "max_latent_stage", "pad_latent_to_max", "target")
+_FED_BACK = ("thought", "thought_scale", "jacobi_iterations")
+_LATENT_KEYS = {
+    "off": (),
+    "coconut": (*_ALWAYS, *_STAGED, *_SLOTS, *_FED_BACK),
+    "no_curriculum": (*_ALWAYS, *_SLOTS, *_FED_BACK),
+    "no_thought": (*_ALWAYS, *_STAGED, "max_latent_stage", "pad_latent_to_max", "target"),
+    "pause_as_thought": (*_ALWAYS, *_STAGED, *_SLOTS),
+    "pause": (*_ALWAYS, *_SLOTS),
+    "cot": (*_ALWAYS, "target"),
+    "no_cot": (*_ALWAYS, "target"),
+    "icot": (
+        *_ALWAYS, "icot_tokens_per_epoch", "icot_offset_decay", "icot_remove_all_from",
+        "start_stage", "reset_optimizer",
+    ),
+}  # fmt: skip
+# Modes that have columns for thoughts, and of these the ones in which thoughts are fed back.
+LATENT_MODES = ("coconut", "no_curriculum", "pause_as_thought", "pause")
+_THINKING = ("coconut", "no_curriculum")
+CONTROLS = ("zeros", "noise", "other_row")
+
+
+def _check_latent(config: Config) -> None:
+    latent, default = config.latent, LatentConfig()
+    mode, data = latent.mode, config.data
+    for f in dataclasses.fields(latent):
+        value, usual = getattr(latent, f.name), getattr(default, f.name)
+        if value != usual and f.name not in _LATENT_KEYS[mode]:
+            raise ConfigError(
+                f'latent.{f.name}={value!r} has no effect on latent.mode="{mode}"; leave it at '
+                f"{usual!r}, or set another mode"
+            )
+    e = config.evaluate
+    for key, value, usual in (
+        ("thoughts", e.thoughts, -1),
+        ("thought_controls", e.thought_controls, ()),
+    ):
+        wanted = LATENT_MODES if key == "thoughts" else _THINKING
+        if value != usual and mode not in wanted:
+            raise ConfigError(
+                f'evaluate.{key}={value!r} needs thoughts, latent.mode="{mode}" has none; leave it '
+                f"at {usual!r}, or set latent.mode to {' or '.join(wanted)}"
+            )
+    for control in e.thought_controls:
+        if control not in CONTROLS:
+            raise ConfigError(
+                f"evaluate.thought_controls={e.thought_controls}: each must be one of "
+                f"{', '.join(CONTROLS)}; got {show(control)}{nearest_name(control, CONTROLS)}"
+            )
+    if data.reshuffle_edges and mode == "off":
+        raise ConfigError(
+            'data.reshuffle_edges=True goes with a latent.mode; got latent.mode="off"; for plain text '
+            'use latent.mode="cot"'
+        )
+    if mode == "off":
+        return
+    if config.objective.name != "mle":
+        raise ConfigError(
+            f'latent.mode="{mode}" is trained with objective.name="mle"; got '
+            f'"{config.objective.name}"'
+        )
+    if data.pack_examples:
+        raise ConfigError(
+            f'latent.mode="{mode}" takes an example a row; set data.pack_examples=False'
+        )
+    if data.source == "text" or not data.with_steps:
+        raise ConfigError(
+            f'latent.mode="{mode}" needs questions with steps; got data.source={data.source!r}, '
+            f'data.with_steps={data.with_steps}; for no steps at all use latent.mode="no_cot"'
+        )
+    if mode in LATENT_MODES:
+        if latent.c_thought == 0:
+            raise ConfigError(
+                f'latent.c_thought=0 leaves latent.mode="{mode}" without a thought; use 1 or more, '
+                'or latent.mode="no_thought"'
+            )
+        if not config.vocab.latent:
+            raise ConfigError(
+                f'latent.mode="{mode}" needs <bot>, <eot> and <latent> in the vocabulary; set '
+                "vocab.latent=True"
+            )
+        if mode in ("no_curriculum", "pause") and latent.max_latent_stage == 0:
+            raise ConfigError(
+                f'latent.max_latent_stage=0 leaves latent.mode="{mode}" without a thought; use 1 or '
+                "more"
+            )
+        if config.sampling.method != "sample":
+            raise ConfigError(
+                f'latent.mode="{mode}" decodes with sampling.method="sample"; got '
+                f"{config.sampling.method!r}"
+            )
+    for i, steps in enumerate(latent.stage_steps):
+        if steps < 1:
+            raise ConfigError(f"latent.stage_steps[{i}] must be >= 1, got {steps}")
+    stages = latent.max_latent_stage + 2 - latent.start_stage
+    if mode != "icot" and len(latent.stage_steps) > stages:
+        raise ConfigError(
+            f"latent.stage_steps has {len(latent.stage_steps)} stages, there are {stages} from "
+            f"latent.start_stage={latent.start_stage} to max_latent_stage + 1 = "
+            f"{latent.max_latent_stage + 1}"
+        )
+    last = latent.icot_remove_all_from if mode == "icot" else latent.max_latent_stage + 1
+    if latent.start_stage > last:
+        raise ConfigError(
+            f"latent.start_stage={latent.start_stage} is beyond the last stage; the nearest legal "
+            f"is {last}"
+        )
+    if latent.stage_steps and latent.epochs_per_stage != default.epochs_per_stage:
+        raise ConfigError(
+            f"latent.epochs_per_stage={latent.epochs_per_stage} has no effect with "
+            f"latent.stage_steps={latent.stage_steps}; give one of the two"
+        )
+    if latent.advance != "mastery":
+        for key in ("mastery", "mastery_every_steps"):
+            if getattr(latent, key) != getattr(default, key):
+                raise ConfigError(
+                    f"latent.{key}={getattr(latent, key)} has no effect with "
+                    f'latent.advance="{latent.advance}"; set it to "mastery"'
+                )
+    if latent.prompt_columns >= data.seq_len:
+        raise ConfigError(
+            f"latent.prompt_columns={latent.prompt_columns} leaves nothing of data.seq_len="
+            f"{data.seq_len}; the nearest legal is {data.seq_len - 1}"
         )
 
 

@@ -20,10 +20,12 @@ from reasoning_jax.config import (
     SamplingConfig,
 )
 from reasoning_jax.data.batch import Encoder, noise_ids
+from reasoning_jax.data.curriculum import MODES, Curriculum, RowPlan, StagedEncoder
 from reasoning_jax.data.examples import Example, TaskSource, extract_answer
 from reasoning_jax.decoding.sampler import ActionIds
+from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
-from reasoning_jax.vocab import Vocab
+from reasoning_jax.vocab import LATENT, Vocab
 
 # How many examples are encoded and judged on trial before a run starts.
 _TRIAL = 64
@@ -50,6 +52,29 @@ class Assembly:
     def ids(self) -> ActionIds:
         """The ids that a sampler must know, and whether the floor is masked."""
         return ActionIds.of(self.vocab, self.config.sequencematch.floor_backspace == "masked")
+
+    @property
+    def thoughts(self) -> Thoughts | None:
+        """What is fed back, where something is."""
+        config = self.config.latent
+        if config.mode == "off" or MODES[config.mode].slots != "thought":
+            return None
+        latent_id = self.vocab.specials[LATENT]
+        return Thoughts(latent_id, config.thought, config.thought_scale, config.jacobi_iterations)
+
+    @functools.cached_property
+    def staged(self) -> StagedEncoder | None:
+        """Rows of the curriculum's stages, where there is one. The data must be there."""
+        config = self.config
+        if config.latent.mode == "off":
+            return None
+        curriculum = Curriculum(config.latent, len(self.examples("train")), config.train.batch_rows)
+        shuffle = None
+        if config.data.reshuffle_edges:
+            from reasoning_jax.tasks.prosqa import reshuffled
+
+            shuffle = reshuffled
+        return StagedEncoder(self.encoder, curriculum, shuffle)
 
     def examples(self, split: str) -> Any:
         """The source of a split's examples. Raises DataError or TaskError."""
@@ -278,7 +303,10 @@ def _try_out(assembly: Assembly) -> None:
     rng = np.random.default_rng(0)
     for i in range(min(_TRIAL, len(source))):
         example: Example = source[i]
-        assembly.encoder.encode(example, rng)
+        if assembly.staged is not None:
+            _try_stages(assembly.staged, example, rng)
+        else:
+            assembly.encoder.encode(example, rng)
         if assembly.config.data.source == "text":
             continue
         _, response = assembly.encoder.render(example)
@@ -291,6 +319,14 @@ def _try_out(assembly: Assembly) -> None:
             )
 
 
+def _try_stages(staged: StagedEncoder, example: Example, rng: Any) -> None:
+    """A row of every kind: with all thoughts, with all steps, and as it is drawn."""
+    curriculum = staged.curriculum
+    for stage in range(curriculum.first, curriculum.last + 1):
+        staged.encode(example, stage, rng, clean=True)
+    staged.encode(example, curriculum.first, rng)
+
+
 def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
     return task.verify(problem, extract_answer(text, prefix)).correct
 
@@ -299,8 +335,11 @@ def _matches(answer: str, prefix: str, text: str) -> bool:
     return extract_answer(text, prefix).strip() == answer.strip()
 
 
-def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
-    """The first `count` examples of a split as items of `evaluate.accuracy`.
+def evaluation_items(
+    assembly: Assembly, split: str, count: int, stage: int | None = None
+) -> list[Any]:
+    """The first `count` examples of a split as items of `evaluate.accuracy`; of a curriculum, as
+    its stage (default: the last) or evaluate.thoughts says.
 
     Raises:
       ConfigError: learned positions leave no room for a prompt and its completion.
@@ -312,8 +351,19 @@ def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
     items: list[Any] = []
     for i in range(min(count, len(source))):
         example = source[i]
-        prompt, response = encoder.render(example)
-        prompt_ids, response_ids = encoder.prompt_ids(prompt), encoder.response_ids(response)
+        options: tuple[int, ...] = ()
+        if assembly.staged is not None:
+            plan = answer_plan(assembly, stage, len(example.steps))
+            prompt_ids, _ = assembly.staged.context(example, plan)
+            response_ids, _ = assembly.staged.target(example, plan)
+            if assembly.staged.alone:
+                response_ids = [*response_ids, encoder.vocab.eos_id]
+                encoded = [encoder.vocab.encode(option) for option in example.options]
+                if all(len(ids) == 1 for ids in encoded):
+                    options = tuple(ids[0] for ids in encoded)
+        else:
+            prompt, response = encoder.render(example)
+            prompt_ids, response_ids = encoder.prompt_ids(prompt), encoder.response_ids(response)
         e = assembly.config.evaluate
         wrong = max(e.corrupt_tokens, *e.corrupt_also, 0)
         # The longest corrupted prompt: all of the response but <eos>, and the wrong tokens.
@@ -324,10 +374,29 @@ def evaluation_items(assembly: Assembly, split: str, count: int) -> list[Any]:
                 tuple(prompt_ids),
                 tuple(response_ids),
                 example.difficulty,
-                assembly.judge(source, i),
+                _answered(assembly, assembly.judge(source, i)),
+                options,
             )
         )
     return items
+
+
+def answer_plan(assembly: Assembly, stage: int | None, n_steps: int) -> RowPlan:
+    """The plan of a prompt for evaluation: of a stage, or of evaluate.thoughts where it is set."""
+    assert assembly.staged is not None
+    curriculum, thoughts = assembly.staged.curriculum, assembly.config.evaluate.thoughts
+    if thoughts >= 0:
+        return curriculum.answering(curriculum.forced(thoughts, n_steps))
+    stage = curriculum.last if stage is None else stage
+    return curriculum.answering(curriculum.plan(stage, n_steps))
+
+
+def _answered(assembly: Assembly, judge: Any) -> Any:
+    """The judge of a completion; where answer_prefix is given with the prompt, it is put back."""
+    if assembly.staged is None or not assembly.staged.alone:
+        return judge
+    prefix = assembly.config.data.answer_prefix
+    return lambda text: judge(prefix + text)
 
 
 def text_windows(assembly: Assembly, split: str, count: int) -> list[list[int]]:

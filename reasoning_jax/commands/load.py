@@ -64,7 +64,7 @@ def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:
     folder = workdir / "checkpoints"
     mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
     with jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
-        program = make_program(config, assembly.model, assembly.ids)
+        program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
         like = abstract_state(program, mesh).params
         params, step = checkpoints.restore_params(like, step)
     return Trained(assembly, mesh, params, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
+from reasoning_jax.data.staged import CurriculumSource, staged_batches
+from reasoning_jax.decoding.sampler import Thinking
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import spec
@@ -50,7 +53,7 @@ def train(
     """Train to the end, or until preempted. Returns the exit code. `debug` checks identities."""
     runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids)
+    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
     runfolder.open_run(workdir, config, overrides, assembly.vocab)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     runfolder.write_environment(workdir)
@@ -64,19 +67,31 @@ def train(
             parameters = spec.count_params(program.specs)
             print(f"{parameters:,} parameters; {mesh.size} device(s)")
             print(batch_tree(config, mesh_shape), flush=True)
+            if assembly.staged is not None:
+                print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         pretrained = load_pretrained(assembly, mesh)
         state = fresh_state(program, mesh, pretrained)
+        source = make_source(assembly, mesh)
         run = loop.Run(
-            config, assembly.model, workdir, state, make_source(assembly, mesh), program.step,
-            make_evaluate(assembly, mesh, workdir), {"config": to_dict(config)}, debug,
+            config, assembly.model, workdir, state, source, program.step,
+            make_evaluate(assembly, mesh, workdir, source),
+            {"config": to_dict(config)}, debug,
+            states.make_reset_optimizer(program.tx, program.trained),
         )  # fmt: skip
         return loop.train(run, quiet)
 
 
 def make_source(assembly: Assembly, mesh: jax.sharding.Mesh) -> BatchSource:
-    """The training data of a run; for SequenceMatch with rollouts beside it."""
-    config = assembly.config
+    """The training data of a run: for SequenceMatch with rollouts beside it, for Coconut in
+    stages.""" config = assembly.config
     examples, T = assembly.examples("train"), config.data.seq_len
+    if assembly.staged is not None:
+        measure = None
+        if config.latent.advance == "mastery":
+            measure = make_mastery(assembly, mesh)
+        return CurriculumSource(
+            examples, assembly.staged, seed=config.seed, mesh=mesh, measure=measure
+        )
     layout = config.objective.layout
     supervised = SupervisedSource(
         examples,
@@ -96,10 +111,45 @@ def make_source(assembly: Assembly, mesh: jax.sharding.Mesh) -> BatchSource:
     )  # fmt: skip
 
 
+def make_mastery(
+    assembly: Assembly, mesh: jax.sharding.Mesh
+) -> Callable[[states.TrainState, int], float]:
+    """How well a state meets the target of a stage on validation rows: the probability of all right
+    next steps, or the accuracy where the target is the rest of the text.
+    """
+    config = assembly.config
+    of_stage = functools.cache(functools.partial(validation_rows, assembly, mesh))
+    loss = jax.jit(staged_loss(assembly))
+
+    def measure(state: states.TrainState, stage: int) -> float:
+        adapters = states.adapters(state.params, config)
+        found = loop.validation_loss(loss, state, of_stage(stage), adapters)
+        return found.get("target_mass", found["accuracy"])
+
+    return measure
+
+
+def staged_loss(assembly: Assembly) -> losses.Loss:
+    config = assembly.config
+    return losses.make_loss(
+        assembly.model, config.objective, assembly.ids, thoughts=assembly.thoughts
+    )
+
+
+def validation_rows(assembly: Assembly, mesh: jax.sharding.Mesh, stage: int) -> list[Batch]:
+    """The examples that evaluation is on as rows of a stage, in batches on the devices."""
+    e = assembly.config.evaluate
+    examples = first_examples(assembly.examples(e.split), e.problems)
+    rows = min(e.batch_rows, len(examples))
+    rows += -rows % sharding.batch_parts(mesh)
+    assert assembly.staged is not None
+    return staged_batches(examples, assembly.staged, stage, rows, mesh)
+
+
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids)
+    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
@@ -127,13 +177,18 @@ def parameter_table(program: Program, mesh: jax.sharding.Mesh) -> str:
 
 
 def make_evaluate(
-    assembly: Assembly, mesh: jax.sharding.Mesh, workdir: Path
+    assembly: Assembly,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    source: BatchSource,
 ) -> Callable[[states.TrainState], dict[str, float]]:
     """Evaluation of a state on the configured split: clean loss, and what `make_measure` measures.
 
     Writes `eval/step_N.json` and `samples/step_N.jsonl`; returns the scalars.
     """
     config = assembly.config
+    if assembly.staged is not None:
+        return make_staged_evaluate(assembly, mesh, workdir, source)
     count, rows = config.evaluate.problems, config.evaluate.batch_rows
     examples = first_examples(assembly.examples(config.evaluate.split), count)
     rows = min(rows, len(examples))
@@ -155,17 +210,41 @@ def make_evaluate(
     return evaluate
 
 
+def make_staged_evaluate(
+    assembly: Assembly,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    source: BatchSource,
+) -> Callable[[states.TrainState], dict[str, float]]:
+    """`make_evaluate` for a curriculum: clean rows and prompts of the source's present stage."""
+    config = assembly.config
+    of_stage = functools.cache(functools.partial(validation_rows, assembly, mesh))
+    measures = functools.cache(functools.partial(make_measure, assembly, mesh))
+    loss = jax.jit(staged_loss(assembly))
+
+    def evaluate(state: states.TrainState) -> dict[str, float]:
+        stage = source.meta()["stage"]
+        adapters = states.adapters(state.params, config)
+        scalars = loop.validation_loss(loss, state, of_stage(stage), adapters)
+        result = measures(stage)(state.params)
+        write_evaluation(workdir, int(state.step), config.evaluate.split, result)
+        return {**scalars, **{n: m.to_dict()["value"] for n, m in result.metrics.items()}}
+
+    return evaluate
+
+
 def make_measure(
-    assembly: Assembly, mesh: jax.sharding.Mesh
+    assembly: Assembly, mesh: jax.sharding.Mesh, stage: int | None = None
 ) -> Callable[[spec.Params], Evaluation]:
-    """All measures for given parameters: of problems, or of text. Depends on the seed alone.
+    """All measures for given parameters: of problems (of a curriculum, as the stage poses them), or
+    of text. Depends on the seed alone.
 
     Raises:
       ConfigError, DataError: what is evaluated on does not fit or is not there.
     """
     config, e = assembly.config, assembly.config.evaluate
     if config.data.source != "text":
-        items = evaluation_items(assembly, e.split, e.problems)
+        items = evaluation_items(assembly, e.split, e.problems, stage)
         return lambda params: run_evaluation(assembly, mesh, params, items)
     windows = text_windows(assembly, e.split, e.problems)
     load_features = feature_model(assembly, mesh) if e.mauve else None
@@ -201,6 +280,8 @@ def run_evaluation(
         batch_rows=e.batch_rows, saved_samples=e.saved_samples,
         key=jax.random.fold_in(jax.random.key(config.seed), KEY_EVALUATE), seed=config.seed,
         mesh=mesh, floor_masked=assembly.ids.floor_masked, corrupt_also=e.corrupt_also,
+        thinking=Thinking(assembly.thoughts) if assembly.thoughts is not None else None,
+        controls=e.thought_controls,
     )  # fmt: skip
 
 

@@ -38,6 +38,10 @@ class Batch:
     `age` [B]: how many steps ago these were sampled.
     `token_rows` (static): rows that hold the written tokens of every row of the batch, for P2;
     0 where nobody counted.
+
+    `prefix`, `thoughts` (static): with a prefix, rows are padded on the left too, so that what
+    follows the prompt, at most `thoughts` latent thoughts first, begins in that column. `accept`
+    [B, K]: where the label is one of several right ones, all of them, filled up with -1.
     """
 
     actions: Int[Array, "B T"]
@@ -49,6 +53,9 @@ class Batch:
     model: Batch | None = None
     age: Int[Array, " B"] | None = None
     token_rows: int = struct.field(pytree_node=False, default=0)
+    accept: Int[Array, "B K"] | None = None
+    prefix: int = struct.field(pytree_node=False, default=0)
+    thoughts: int = struct.field(pytree_node=False, default=0)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,15 @@ class BatchSource(Protocol):
 
     def restore_arrays(self, arrays: dict[str, np.ndarray]) -> None: ...
 
+    def meta(self) -> dict[str, Any]:
+        """What evaluation must know of a checkpoint, such as the stage of a curriculum."""
+        ...
+
+    @property
+    def fresh_optimizer(self) -> bool:
+        """Whether the step of the last batch is to begin with a new optimizer."""
+        ...
+
 
 def _shuffled(seed: int, epoch: int, place: int, n: int) -> int:
     """Where a place of an epoch's order points, of n examples: a permutation, new every epoch."""
@@ -121,6 +130,8 @@ class _PaddedBatches:
 
 class SupervisedSource:
     """Batches of encoded examples: shuffled, repeated, augmented, padded or packed."""
+
+    fresh_optimizer = False
 
     def __init__(
         self,
@@ -203,6 +214,9 @@ class SupervisedSource:
 
     def restore_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         del arrays
+
+    def meta(self) -> dict[str, Any]:
+        return {}
 
 
 def _from_packed(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

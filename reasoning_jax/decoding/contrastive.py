@@ -124,6 +124,7 @@ def _search(
     slots = P + new_tokens + k
     batch_axis = sharding.axis_of(prompts, 0)
     hidden, state = begin(params, config, prompts, prompt_length, A, slots, lora)
+    assert hidden is not None
     last = state["depth"]
     slot = jnp.arange(slots)[None, :]
     at_top = (jnp.arange(P)[None, :] == last[:, None])[..., None]

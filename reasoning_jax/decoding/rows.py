@@ -1,4 +1,7 @@
-"""Sequences of ids as padded arrays on the devices, a batch at a time. Runs no model."""
+"""Sequences of ids as padded arrays on the devices, a batch at a time. Runs no model.
+
+Also where the thoughts in them are.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import jax
 import numpy as np
 
 from reasoning_jax import sharding
+from reasoning_jax.model import latent
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
@@ -51,3 +55,23 @@ def padded_batches(
         length = np.array([len(sequence) for sequence in filled], np.int32)
         placed = (sharding.place_rows(x, mesh) for x in (ids, length))
         yield PaddedIds(begin, len(chunk), *placed)
+
+
+def slots_of(
+    ids: np.ndarray, length: np.ndarray, latent_id: int, mesh: jax.sharding.Mesh
+) -> latent.Slots | None:
+    """Where the thoughts of right-padded prompts are, on the devices; None if there are none.
+
+    Raises:
+      ValueError: as `latent.find_thoughts`.
+    """
+    real = np.arange(ids.shape[1])[None, :] < length[:, None]
+    first, count = latent.find_thoughts(ids, real, latent_id)
+    n = int(count.max())
+    if n == 0:
+        return None
+    rest = int((length - first - count).max())
+    # A marker alone is exact; more comes in sizes, so that few shapes are compiled.
+    rest = rest if rest <= 2 else rest + -rest % (BUCKET // 2)
+    placed = (sharding.place_rows(x.astype(np.int32), mesh) for x in (first, count))
+    return latent.Slots(*placed, n=n, rest=rest)

@@ -5,6 +5,9 @@ just deleted a token feeds the new top once more and overwrites its slot with id
 uniform cost, no branches. Rows in a batch may have different prompts, depths and floors. At the
 action budget and at the depth budget `<eos>` is forced, so that every trajectory ends.
 
+Prompts may hold latent thoughts (`model/latent.py`): they are thought once, on the same cache, and
+then text follows, with or without backspace. Nothing can delete a thought: they are in the prompt.
+
 The log-probability of an executed action is that of the distribution it was drawn from, computed by
 `action_log_probs`, which training uses too.
 """
@@ -25,7 +28,7 @@ from jax import lax
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.model import cache as kv
-from reasoning_jax.model import readout, transformer
+from reasoning_jax.model import latent, readout, transformer
 from reasoning_jax.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 # Low enough that exp underflows to 0 in float32, finite so that 0 * log p stays 0.
 FORBIDDEN = -1e30
+# Folded into a row's key: noise in place of thoughts.
+_NOISE_KEY = 0x7F000000
 
 
 @dataclass(frozen=True)
@@ -122,21 +127,37 @@ def allowed_actions(
     return jnp.broadcast_to(allowed, (depth.shape[0], vocab_size))
 
 
+@dataclass(frozen=True)
+class Thinking:
+    """That <latent> in a prompt is a thought; static. `control`: see `latent.think`."""
+
+    thoughts: latent.Thoughts
+    control: str = ""
+
+
 def make_sampler(
-    config: ModelConfig, sampling: SamplingConfig, ids: ActionIds, noise: Noise | None = None
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    ids: ActionIds,
+    noise: Noise | None = None,
+    thinking: Thinking | None = None,
 ) -> Callable[..., Completions]:
-    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora, limit)`.
+    """A jitted `sample(params, prompts, prompt_length, floor, row_ids, key, lora, limit, slots)`.
 
     prompts [B, P]: right-padded, `prompt_length[b]` >= 1 ids count. floor [B]: the depth (index of
     the last undeletable token) below which nothing is deleted; prompt_length - 1 protects the whole
     prompt. row_ids [B]: the global index of each row; a row's samples depend on `key`, its own id
     and its own prompt alone, not on its batch mates. lora: adapters, or None (the default). limit
-    [B]: the row's own action budget, at most sampling.max_actions, which is the default.
+    [B]: the row's own action budget, at most sampling.max_actions, which is the default. slots:
+    where the prompts' thoughts are (`latent.Slots`); needed if there are any and `thinking`.
+    Without `thinking`, a <latent> in a prompt is read as a token (a pause).
     """
-    return functools.partial(_sample, config=config, sampling=sampling, ids=ids, noise=noise)
+    return functools.partial(
+        _sample, config=config, sampling=sampling, ids=ids, noise=noise, thinking=thinking
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "ids", "noise"))
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "ids", "noise", "thinking"))
 def _sample(
     params: Any,
     prompts: jax.Array,
@@ -146,31 +167,32 @@ def _sample(
     key: jax.Array,
     lora: Any = None,
     limit: jax.Array | None = None,
+    slots: latent.Slots | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingConfig,
     ids: ActionIds,
     noise: Noise | None,
+    thinking: Thinking | None,
 ) -> Completions:
     P = prompts.shape[1]
     A = sampling.max_actions
     new_tokens = sampling.max_new_tokens or A
-    slots = P + new_tokens + 1
+    n_thoughts = slots.n if slots is not None and thinking is not None else 0
+    room = P + max(new_tokens, n_thoughts) + 1
     V = config.vocab_size
     row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
-    _, state = begin(params, config, prompts, prompt_length, A, slots, lora)
+    state, last_thought = read_prompts(
+        params, config, prompts, prompt_length, A, room, lora, thinking, slots, row_keys
+    )
     last = state["depth"]
     zeros = jnp.zeros_like(prompt_length)
     budget = zeros + A if limit is None else jnp.minimum(limit, A)
 
     def step(s: dict[str, Any]) -> dict[str, Any]:
         depth, done, t = s["depth"], s["done"], s["step"]
-        slot = jnp.arange(slots)[None, :]
-        top = jnp.where(slot == depth[:, None], s["tokens"], 0).sum(-1, keepdims=True)
-        out = transformer.apply(
-            params, config, top, positions=depth[:, None],
-            cache=kv.rewind(s["cache"], depth), lora=lora,
-        )  # fmt: skip
+        slot = jnp.arange(room)[None, :]
+        out = top_state(params, config, s, last_thought, lora, thinking)
         logits = readout.logits(params, config, out.hidden[:, 0])
         allowed = allowed_actions(ids, V, depth, floor)
         log_probs = action_log_probs(logits, allowed, sampling)
@@ -207,6 +229,82 @@ def _sample(
     return run(step, state)
 
 
+def read_prompts(
+    params: Any,
+    config: ModelConfig,
+    prompts: Int[Array, "B P"],
+    prompt_length: Int[Array, " B"],
+    actions: int,
+    room: int,
+    lora: Any,
+    thinking: Thinking | None,
+    slots: latent.Slots | None,
+    row_keys: Any,
+) -> tuple[dict[str, Any], Float[Array, "B D"] | None]:
+    """The state in which decoding begins (see `begin`), with the prompts' thoughts thought, and
+    what was fed in each row's last thought.
+    """
+    if slots is None or thinking is None or not slots.n:
+        return begin(params, config, prompts, prompt_length, actions, room, lora)[1], None
+    _, state = begin(params, config, prompts, prompt_length, actions, room, lora, prefill=False)
+    state["cache"], last_thought, _, _ = latent.think(
+        params, config, thinking.thoughts, prompts, slots, state["cache"], lora,
+        thinking.control, jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, _NOISE_KEY),
+    )  # fmt: skip
+    return state, last_thought
+
+
+def top_state(
+    params: Any,
+    config: ModelConfig,
+    s: dict[str, Any],
+    last_thought: Float[Array, "B D"] | None,
+    lora: Any,
+    thinking: Thinking | None,
+) -> transformer.Output:
+    """Each row's top token fed once more at its own slot: the state in which the row stands."""
+    depth = s["depth"]
+    slot = jnp.arange(s["tokens"].shape[1])[None, :]
+    top = jnp.where(slot == depth[:, None], s["tokens"], 0).sum(-1, keepdims=True)
+    x = transformer.embed(params, config, top)
+    if last_thought is not None:
+        # Without a marker behind them the last thought itself is on top.
+        assert thinking is not None
+        is_thought = (top == thinking.thoughts.latent_id)[..., None]
+        x = jnp.where(is_thought, last_thought[:, None].astype(x.dtype), x)
+    return transformer.apply(
+        params, config, embeddings=x, positions=depth[:, None],
+        cache=kv.rewind(s["cache"], depth), lora=lora,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("config", "thinking"))
+def next_log_probs(
+    params: Any,
+    prompts: Int[Array, "B P"],
+    prompt_length: Int[Array, " B"],
+    row_ids: Int[Array, " B"],
+    key: jax.Array,
+    lora: Any = None,
+    slots: latent.Slots | None = None,
+    *,
+    config: ModelConfig,
+    thinking: Thinking | None = None,
+) -> Float[Array, "B V"]:
+    """log p of every id behind each prompt, in the plain softmax over all rows of the vocabulary.
+
+    The arguments are those of a sampler.
+    """
+    row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
+    n = slots.n if slots is not None else 0
+    state, last_thought = read_prompts(
+        params, config, prompts, prompt_length, 0, prompts.shape[1] + n + 1, lora, thinking, slots,
+        row_keys,
+    )  # fmt: skip
+    out = top_state(params, config, state, last_thought, lora, thinking)
+    return jax.nn.log_softmax(readout.logits(params, config, out.hidden[:, 0]))
+
+
 def begin(
     params: Any,
     config: ModelConfig,
@@ -215,30 +313,33 @@ def begin(
     actions: int,
     slots: int,
     lora: Any,
-) -> tuple[Float[Array, "B P D"], dict[str, Any]]:
+    prefill: bool = True,
+) -> tuple[Float[Array, "B P D"] | None, dict[str, Any]]:
     """Hidden states of the prompts, and the state in which a decoder's loop begins.
 
     It has the cache with the prompts in it, their tokens in `slots` columns, each row's depth (the
     index of its last token), whether it is done, and room for `actions` actions (see `recorded`).
+    Without `prefill` the cache is empty, and there are no hidden states.
     """
     B, P = prompts.shape
-    positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-    if sharding.has_mesh():
-        positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
-    prefill = transformer.apply(
-        params, config, prompts, positions=positions,
-        cache=kv.init_cache(config, B, slots, sharding.axis_of(prompts, 0)), lora=lora,
-    )  # fmt: skip
-    assert prefill.cache is not None
+    cache, hidden = kv.init_cache(config, B, slots, sharding.axis_of(prompts, 0)), None
+    if prefill:
+        positions = jnp.broadcast_to(jnp.arange(P), (B, P))
+        if sharding.has_mesh():
+            positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
+        out = transformer.apply(
+            params, config, prompts, positions=positions, cache=cache, lora=lora
+        )
+        cache, hidden = out.cache, out.hidden
     zeros = jnp.zeros_like(prompt_length)
     wide = jnp.zeros_like(prompts[:, :1])
 
     def columns(n: int, dtype: Any) -> jax.Array:
-        return jnp.concatenate([wide.astype(dtype)] * n, axis=1)
+        return jnp.concatenate([wide.astype(dtype)] * n or [wide[:, :0].astype(dtype)], axis=1)
 
-    return prefill.hidden, {
+    return hidden, {
         "step": jnp.int32(0),
-        "cache": prefill.cache,
+        "cache": cache,
         "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
         "depth": prompt_length - 1,
         "done": zeros > 0,

@@ -6,6 +6,7 @@ nothing is. Works on prompts and a judge; knows neither tasks nor files.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ import numpy as np
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.decoding.contrastive import make_contrastive_sampler
-from reasoning_jax.decoding.rows import padded_batches
-from reasoning_jax.decoding.sampler import ActionIds, make_sampler
-from reasoning_jax.model import readout, transformer
+from reasoning_jax.decoding.rows import PaddedIds, padded_batches, slots_of
+from reasoning_jax.decoding.sampler import ActionIds, Thinking, make_sampler, next_log_probs
+from reasoning_jax.model import cache as kv
+from reasoning_jax.model import latent, readout, transformer
+from reasoning_jax.model.latent import Slots
 from reasoning_jax.vocab import Vocab
 
 
@@ -89,16 +92,22 @@ def complete(
     batch_rows: int,
     mesh: jax.sharding.Mesh,
     floor_masked: bool = True,
+    thinking: Thinking | None = None,
 ) -> list[Completion]:
     """Decode one completion a prompt as `sampling` says, in batches of `batch_rows`, in order.
 
     A completion depends on `key`, its place in `prompts` and its own prompt alone. Unless
-    `floor_masked`, a backspace at the floor is an action, without effect.
+    `floor_masked`, a backspace at the floor is an action, without effect. With `thinking`, each
+    <latent> in a prompt is a thought (of "other_row", the one that stands before it in `prompts`).
     """
     if not prompts:
         return []
-    make = {"sample": make_sampler, "contrastive": make_contrastive_sampler}[sampling.method]
-    sampler = make(config, sampling, ActionIds.of(vocab, floor_masked))
+    ids = ActionIds.of(vocab, floor_masked)
+    sampler = (
+        make_contrastive_sampler(config, sampling, ids)
+        if sampling.method == "contrastive"
+        else make_sampler(config, sampling, ids, thinking=thinking)
+    )
     done: list[Completion] = []
     for batch in padded_batches([p.ids for p in prompts], batch_rows, mesh):
         chunk = prompts[batch.begin : batch.begin + batch.count]
@@ -106,9 +115,47 @@ def complete(
         floor = np.full(len(batch.ids), chunk[-1].floor, np.int32)
         floor[: batch.count] = [p.floor for p in chunk]
         placed = (sharding.place_rows(x, mesh) for x in (floor, row_ids))
-        out = jax.device_get(sampler(params, batch.ids, batch.length, *placed, key, lora))
+        more: dict[str, Any] = {}
+        if thinking is not None:
+            more["slots"] = batch_slots(batch, thinking, mesh)
+        out = jax.device_get(sampler(params, batch.ids, batch.length, *placed, key, lora, **more))
         done += [_to_host(out, i, p, vocab) for i, p in enumerate(chunk)]
     return done
+
+
+def batch_slots(batch: PaddedIds, thinking: Thinking, mesh: jax.sharding.Mesh) -> Slots | None:
+    """Where the thoughts of a batch of prompts are.
+
+    Raises:
+      ValueError: thoughts of another row are wanted, and there is no other row.
+    """
+    ids, length = jax.device_get((batch.ids, batch.length))
+    if thinking.control == "other_row" and len(ids) < 2:
+        raise ValueError('the control "other_row" needs at least 2 prompts a batch')
+    return slots_of(ids, length, thinking.thoughts.latent_id, mesh)
+
+
+def next_token_log_probs(
+    params: Any,
+    lora: Any,
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array,
+    batch_rows: int,
+    mesh: jax.sharding.Mesh,
+    thinking: Thinking | None = None,
+) -> np.ndarray:
+    """log p of every id behind each prompt, [len(prompts), V]; see `sampler.next_log_probs`."""
+    found = [np.zeros((0, config.vocab_size), np.float32)]
+    for batch in padded_batches(prompts, batch_rows, mesh):
+        row_ids = np.arange(batch.begin, batch.begin + len(batch.ids), dtype=np.int32)
+        slots = batch_slots(batch, thinking, mesh) if thinking is not None else None
+        out = next_log_probs(
+            params, batch.ids, batch.length, sharding.place_rows(row_ids, mesh), key, lora, slots,
+            config=config, thinking=thinking,
+        )  # fmt: skip
+        found.append(np.asarray(jax.device_get(out))[: batch.count])
+    return np.concatenate(found)
 
 
 def _to_host(out: Any, i: int, prompt: Prompt, vocab: Vocab) -> Completion:
@@ -153,33 +200,60 @@ def backspace_probability(
     states: Sequence[Sequence[int]],
     batch_rows: int,
     mesh: jax.sharding.Mesh,
+    thinking: Thinking | None = None,
 ) -> list[float]:
     """Per sequence, the mean probability of `<backspace>` after the token indices `states`.
 
-    Plain softmax at temperature 1 over the whole vocabulary.
+    Plain softmax at temperature 1 over the whole vocabulary. The states of a sequence with thoughts
+    must be behind them.
     """
     assert vocab.backspace_id is not None
     means: list[float] = []
     for batch in padded_batches(sequences, batch_rows, mesh):
+        slots = batch_slots(batch, thinking, mesh) if thinking is not None else None
         log_probs = jax.device_get(
-            _label_log_prob(params, lora, batch.ids, label=vocab.backspace_id, config=config)
-        )
+            _label_log_prob(
+                params, lora, batch.ids, slots, label=vocab.backspace_id, config=config,
+                thinking=thinking if slots is not None else None,
+            )
+        )  # fmt: skip
+        begin = np.zeros(len(log_probs), np.int32)
+        if slots is not None:
+            begin = np.asarray(jax.device_get(slots.first + slots.count))
         means += [
-            float(np.exp(log_probs[i, list(at)]).mean())
+            float(np.exp(log_probs[i, np.asarray(at) - begin[i]]).mean())
             for i, at in enumerate(states[batch.begin : batch.begin + batch.count])
         ]
     return means
 
 
 def _label_log_prob_impl(
-    params: Any, lora: Any, tokens: jax.Array, *, label: int, config: ModelConfig
+    params: Any,
+    lora: Any,
+    tokens: jax.Array,
+    slots: Slots | None = None,
+    *,
+    label: int,
+    config: ModelConfig,
+    thinking: Thinking | None = None,
 ) -> jax.Array:
+    """log p(label) [B, T] in every state; with thoughts, in those behind them, [B, slots.rest]."""
+    if slots is not None:
+        assert thinking is not None
+        B, T = tokens.shape
+        cache = kv.init_cache(config, B, T + slots.n, sharding.axis_of(tokens, 0))
+        _, _, _, hidden = latent.think(
+            params, config, thinking.thoughts, tokens, slots, cache, lora
+        )
+        labels = jnp.zeros_like(tokens[:, :1]) + label
+        labels = jnp.concatenate([labels] * slots.rest, axis=1)
+        return readout.score_labels(params, config, hidden, labels).log_prob
     positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1])[None, :]
     out = transformer.apply(params, config, tokens, positions=positions, lora=lora)
     return readout.score_labels(params, config, out.hidden, jnp.full_like(tokens, label)).log_prob
 
 
-_label_log_prob = jax.jit(_label_log_prob_impl, static_argnames=("label", "config"))
+_label_log_prob = jax.jit(_label_log_prob_impl, static_argnames=("label", "config", "thinking"))
 
 
 def visited_backspace(
@@ -202,12 +276,16 @@ def visited_backspace(
 
 @dataclass(frozen=True)
 class EvaluationItem:
-    """A prompt with its reference response (ids, <eos> last), a group label and a judge."""
+    """A prompt with its reference response (ids, <eos> last), a group label and a judge.
+
+    `options`: where the answer is one token of several, the right one first.
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     difficulty: str
     is_correct: Callable[[str], bool]
+    options: tuple[int, ...] = ()
 
 
 @dataclass
@@ -245,12 +323,16 @@ def evaluate_items(
     mesh: jax.sharding.Mesh,
     floor_masked: bool = True,
     corrupt_also: Sequence[int] = (),
+    thinking: Thinking | None = None,
+    controls: Sequence[str] = (),
 ) -> Evaluation:
     """Everything this module measures, over the same items.
 
     exact_match and corrupted_exact_match are means over problems, so their standard errors are
     those of independent problems whatever `samples_per_problem` is. For each N of `corrupt_also`
-    there is a corrupted_N_exact_match, after N wrong tokens.
+    there is a corrupted_N_exact_match, after N wrong tokens. `choice` is how often the right option
+    is the most probable one, where items have options. For each of `controls` there are
+    exact_match_CONTROL and choice_CONTROL, with that in place of the thoughts.
     """
     result = Evaluation({}, {}, [])
 
@@ -260,11 +342,22 @@ def evaluate_items(
             group = result.by_difficulty.setdefault(item.difficulty, {})
             group.setdefault(name, Measure()).values.append(value)
 
-    def run(prompts: list[Prompt], purpose: int) -> list[Completion]:
+    def run(
+        prompts: list[Prompt], purpose: int, thinking: Thinking | None = thinking
+    ) -> list[Completion]:
         return complete(
             params, lora, config, vocab, sampling, prompts, jax.random.fold_in(key, purpose),
-            batch_rows, mesh, floor_masked,
+            batch_rows, mesh, floor_masked, thinking,
         )  # fmt: skip
+
+    def choose(thinking: Thinking | None, name: str) -> None:
+        chosen = [item for item in items if item.options]
+        log_probs = next_token_log_probs(
+            params, lora, config, [item.prompt for item in chosen], key, batch_rows, mesh, thinking
+        )
+        for item, of_row in zip(chosen, log_probs):
+            right, *wrong = of_row[list(item.options)]
+            record(name, item, float(right > max(wrong)) if wrong else 1.0)
 
     n = samples_per_problem
     clean = [Prompt(item.prompt, len(item.prompt) - 1) for item in items]
@@ -278,6 +371,9 @@ def evaluate_items(
         erased = sum(a == vocab.backspace_id for c in mine for a in c.actions)
         record("backspaces_per_completion", item, erased / n)
         record("truncated", item, sum(c.truncated for c in mine) / n)
+        if thinking is not None:
+            thoughts = item.prompt.count(thinking.thoughts.latent_id)
+            record("tokens", item, thoughts + sum(len(c.actions) for c in mine) / n)
         if vocab.backspace_id is not None and sampling.method == "sample":
             visited = [p for c in mine for p in visited_backspace(c, item.response, vocab)]
             off_track = [p for p, on_track in visited if not on_track]
@@ -287,6 +383,14 @@ def evaluate_items(
                 record("backspace_model_wrong", item, sum(off_track) / len(off_track))
         if i < saved_samples:
             result.samples.append(sample_record(mine[0], right[0], item, "clean", vocab))
+
+    choose(thinking, "choice")
+    for purpose, control in enumerate(controls, start=100):
+        assert thinking is not None
+        controlled = dataclasses.replace(thinking, control=control)
+        for item, c in zip(items, run(clean, purpose, controlled)):
+            record(f"exact_match_{control}", item, float(item.is_correct(c.text)))
+        choose(controlled, f"choice_{control}")
 
     def corrupted(
         wrong_tokens: int, draw: int, purpose: int
@@ -311,7 +415,7 @@ def evaluate_items(
             prompts = [p.ids for _, p, _, _ in outcomes]
             wrong = backspace_probability(
                 params, lora, config, vocab,
-                prompts, [[len(ids) - 1] for ids in prompts], batch_rows, mesh,
+                prompts, [[len(ids) - 1] for ids in prompts], batch_rows, mesh, thinking,
             )  # fmt: skip
             for (item, *_), probability in zip(outcomes, wrong):
                 record("backspace_corrupted", item, probability)
@@ -329,6 +433,7 @@ def evaluate_items(
         probabilities = backspace_probability(
             params, lora, config, vocab,
             [item.prompt + item.response for item in long], right_states, batch_rows, mesh,
+            thinking,
         )  # fmt: skip
         for item, probability in zip(long, probabilities):
             record("backspace_clean", item, probability)

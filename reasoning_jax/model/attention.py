@@ -2,7 +2,8 @@
 
 Two descriptions of visibility: `Causal` (by position in the row, within segments) and `Dense` (any
 boolean mask, as backspace packing needs). With a cache, `Causal` means all slots up to the query's.
-Positions play no part here: RoPE has been applied before.
+Keys and values of earlier passes can stand before the new ones (`KeyValues`): they are read, never
+copied or written. Positions play no part here: RoPE has been applied before.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ class Dense:
     mask: Bool[Array, "B T S"]
 
 
+@struct.dataclass
+class KeyValues:
+    """Keys and values of columns that went before, for all layers; every query sees those that are
+    `visible`. Inside a layer the layer axis is gone.
+    """
+
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+    visible: Bool[Array, "B S"]
+
+
 def visibility(
     description: Causal | Dense,
     query_slots: Int[Array, "B T"],
@@ -59,26 +71,42 @@ def attend(
     value: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
     return_weights: bool = False,
+    before: tuple[KeyValues, ...] = (),
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T S"] | None]:
     """Scaled dot-product attention with grouped queries; the softmax is in float32.
 
-    `return_weights` also gives the attention probabilities (float32), computed explicitly.
+    `return_weights` also gives the attention probabilities (float32), computed explicitly; over the
+    columns of `before` first, where there are any. Scores are put side by side, keys are not: what
+    stands before is read where it is.
     """
-    if not return_weights:
+    if not return_weights and not before:
         # The mask needs its head axis: a three-dimensional mask would be read as [N, T, S].
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None]), None
-    groups = query.shape[2] // key.shape[2]
-    spec: Any = sharding.axis_of(query, 0), None, sharding.axis_of(query, 2), None
-    key, value = (
-        jnp.repeat(x, groups, axis=2, **_out_sharding(spec)) if groups > 1 else x
-        for x in (key, value)
-    )
-    scores = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None], scores * query.shape[-1] ** -0.5, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
-    mixed = jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
-    return mixed, weights
-
-
-def _out_sharding(spec: Any) -> dict[str, Any]:
-    return {"out_sharding": sharding.P(*spec)} if sharding.has_mesh() else {}
+    parts = [(p.keys, p.values, p.visible[:, None, None]) for p in before]
+    parts.append((key, value, mask[:, None]))
+    N, H = query.shape[2:]
+    groups = N // key.shape[2]
+    rows, heads = sharding.axis_of(query, 0), sharding.axis_of(query, 2)
+    if groups > 1:
+        out: dict[str, Any] = {}
+        if sharding.has_mesh():
+            out["out_sharding"] = sharding.P(rows, None, heads, None)
+        parts = [
+            (jnp.repeat(k, groups, axis=2, **out), jnp.repeat(v, groups, axis=2, **out), visible)
+            for k, v, visible in parts
+        ]
+    scores = [
+        jnp.where(
+            visible,
+            jnp.einsum("btnh,bsnh->bnts", query, k, preferred_element_type=jnp.float32) * H**-0.5,
+            MASKED,
+        )
+        for k, _, visible in parts
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    mixed, begin = 0.0, 0
+    for k, v, _ in parts:
+        some = weights[..., begin : begin + k.shape[1]].astype(v.dtype)
+        mixed = mixed + jnp.einsum("bnts,bsnh->btnh", some, v)
+        begin += k.shape[1]
+    return jnp.asarray(mixed), weights if return_weights else None

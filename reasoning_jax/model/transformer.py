@@ -37,14 +37,19 @@ CAUSAL = attn.Causal()
 
 @struct.dataclass
 class Output:
-    """What `apply` returns. `hidden` is after the final norm: exactly what the unembedding reads.
+    """What `apply` returns. `hidden` is after the final norm: exactly what the unembedding reads;
+    `residual` before it.
 
     `states[i]` is the residual stream after the i-th captured layer and `weights[i]` the attention
-    probabilities of the i-th captured layer, in the order asked for.
+    probabilities of the i-th captured layer, in the order asked for. `keys` and `values` are those
+    of the T new columns, where they were asked for.
     """
 
     hidden: Float[Array, "B T D"]
+    residual: Float[Array, "B T D"]
     cache: Cache | None = None
+    keys: Float[Array, "L B T K H"] | None = None
+    values: Float[Array, "L B T K H"] | None = None
     states: tuple[Float[Array, "B T D"], ...] = ()
     weights: tuple[Float[Array, "B N T S"], ...] = ()
 
@@ -53,7 +58,8 @@ def param_specs(config: ModelConfig) -> Params:
     """The tree of `ParamSpec`s of a model; layer parameters have a leading `layers` axis.
 
     Tree (shapes without the layer axis; biases where the config has them):
-      embedding/tokens [V, D], embedding/positions [P, D] (learned positions)
+      embedding/tokens [V, D], embedding/positions [P, D] (learned positions), embedding/pairs
+        [pair_rows, D]
       layers/attention_norm/{scale,bias}, layers/mlp_norm/{scale,bias} [D]
       layers/attention/query [D, N, H], key and value [D, K, H], output [N, H, D], *_bias,
         query_norm and key_norm [H] (QK norm)
@@ -111,6 +117,10 @@ def param_specs(config: ModelConfig) -> Params:
         embedding["positions"] = ParamSpec(
             (c.max_positions, c.d_model), ("positions", "embed"), std=c.init_std
         )
+    if c.pair_rows:
+        embedding["pairs"] = ParamSpec(
+            (c.pair_rows, c.d_model), ("positions", "embed"), std=c.init_std
+        )
     specs: Params = {
         "embedding": embedding,
         "layers": {
@@ -129,8 +139,18 @@ def param_specs(config: ModelConfig) -> Params:
 
 
 def embed(params: Params, config: ModelConfig, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Token embeddings in the compute dtype, without positions."""
-    return sharding.lookup(params["embedding"]["tokens"], tokens).astype(config.compute_dtype)
+    """Token embeddings in the compute dtype, without positions.
+
+    An id V + i * pair_rows + j (an input only) is the pair (i, j): row i and row j of a second.
+    """
+    table = params["embedding"]["tokens"]
+    if not config.pair_rows:
+        return sharding.lookup(table, tokens).astype(config.compute_dtype)
+    is_pair = tokens >= config.vocab_size
+    first, second = jnp.divmod(jnp.maximum(tokens - config.vocab_size, 0), config.pair_rows)
+    x = sharding.lookup(table, jnp.where(is_pair, first, tokens))
+    y = sharding.lookup(params["embedding"]["pairs"], second)
+    return (x + jnp.where(is_pair[..., None], y, 0.0)).astype(config.compute_dtype)
 
 
 def apply(
@@ -142,6 +162,8 @@ def apply(
     positions: Int[Array, "B T"],
     attention: attn.Causal | attn.Dense = CAUSAL,
     cache: Cache | None = None,
+    before: tuple[attn.KeyValues, ...] = (),
+    return_keys: bool = False,
     lora: Lora | None = None,
     capture_states: tuple[int, ...] = (),
     capture_weights: tuple[int, ...] = (),
@@ -154,14 +176,21 @@ def apply(
     Args:
       positions: explicit, because packing and padding decide them: RoPE angles or rows of the
         learned table.
+      before: keys and values of earlier columns of the same rows, which all T columns see. They are
+        constants to the scan over layers, so that a loop over `apply` need not carry them. Not
+        together with a cache.
+      return_keys: give back the new columns' own, to stand before what follows.
       lora: adapters of `lora.py`, or None.
       capture_states, capture_weights: layer indices, static.
 
     Raises:
-      ValueError: not exactly one of tokens and embeddings; a captured layer that does not exist.
+      ValueError: not exactly one of tokens and embeddings; a captured layer that does not exist; a
+        cache and something before.
     """
     if (tokens is None) == (embeddings is None):
         raise ValueError("apply takes either tokens or embeddings")
+    if cache is not None and before:
+        raise ValueError("apply takes either a cache or what stands before")
     for layer in (*capture_states, *capture_weights):
         if not 0 <= layer < config.n_layers:
             raise ValueError(f"layer {layer} does not exist; the model has {config.n_layers}")
@@ -172,9 +201,7 @@ def apply(
         x = embeddings.astype(config.compute_dtype)
     if config.position == "learned":
         x = x + sharding.lookup(params["embedding"]["positions"], positions).astype(x.dtype)
-        rotation = None
-    else:
-        rotation = rope_rotation(config, positions)
+    rotation = rope_rotation(config, positions) if config.position == "rope" else None
 
     B, T, _ = x.shape
     start = jnp.zeros((B,), jnp.int32) if cache is None else cache.length
@@ -185,25 +212,29 @@ def apply(
     mask = sharding.reshard(mask, sharding.P(*spec))
 
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
+    n_before = sum(part.keys.shape[2] for part in before)
     captured_weights = tuple(
-        _zeros((B, config.n_heads, T, n_keys), (spec[0], "tensor", None, None))
+        _zeros((B, config.n_heads, T, n_before + n_keys), (spec[0], "tensor", None, None))
         for _ in capture_weights
     )
 
     def layer_step(carry, xs):
         x, keys, values, states, weights = carry
-        index, layer, layer_lora = xs
+        index, layer, layer_lora, earlier = xs
 
         def block(x, keys, values):
             return _layer(
                 layer, layer_lora, lora_scale, config,
                 x, rotation, mask, start, index, keys, values,
+                before=tuple(
+                    attn.KeyValues(k, v, part.visible) for (k, v), part in zip(earlier, before)
+                ),
                 return_weights=bool(capture_weights),
             )  # fmt: skip
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat])
-        x, keys, values, probs = block(x, keys, values)
+        x, keys, values, probs, new = block(x, keys, values)
         states = tuple(
             jnp.where(index == layer_no, x, s) for s, layer_no in zip(states, capture_states)
         )
@@ -211,21 +242,29 @@ def apply(
             w if probs is None else jnp.where(index == layer_no, probs, w)
             for w, layer_no in zip(weights, capture_weights)
         )
-        return (x, keys, values, states, weights), None
+        return (x, keys, values, states, weights), new if return_keys else None
 
     keys, values = (None, None) if cache is None else (cache.keys, cache.values)
     layer_lora = None if lora is None else lora.params["layers"]
     lora_scale = 1.0 if lora is None else lora.scale
-    (x, keys, values, states, weights), _ = lax.scan(
+    earlier = tuple((part.keys, part.values) for part in before)
+    (x, keys, values, states, weights), new = lax.scan(
         layer_step,
         (x, keys, values, captured_states, captured_weights),
-        (jnp.arange(config.n_layers), params["layers"], layer_lora),
+        (jnp.arange(config.n_layers), params["layers"], layer_lora, earlier),
     )
     if cache is not None:
         assert keys is not None
         assert values is not None
         cache = Cache(keys, values, cache.length + T)
-    return Output(_norm(params["final_norm"], config, x), cache, states, weights)
+    new_keys, new_values = (None, None) if new is None else new
+    hidden = final_norm(params, config, x)
+    return Output(hidden, x, cache, new_keys, new_values, states, weights)
+
+
+def final_norm(params: Params, config: ModelConfig, residual: jax.Array) -> jax.Array:
+    """What the unembedding reads, of the residual stream after the last layer, in its dtype."""
+    return _norm(params["final_norm"], config, residual)
 
 
 def _layer(
@@ -240,9 +279,18 @@ def _layer(
     index: jax.Array,
     keys: jax.Array | None,
     values: jax.Array | None,
+    before: tuple[attn.KeyValues, ...],
     return_weights: bool,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]:
-    """One pre-norm block; writes its keys and values into the stacked cache where there is one."""
+) -> tuple[
+    jax.Array,
+    jax.Array | None,
+    jax.Array | None,
+    jax.Array | None,
+    tuple[jax.Array, jax.Array],
+]:
+    """One pre-norm block; writes its keys and values into the stacked cache where there is one, and
+    returns them as well.
+    """
     p_attn, p_mlp = p["attention"], p["mlp"]
     lora_attn = (lora or {}).get("attention", {})
     lora_mlp = (lora or {}).get("mlp", {})
@@ -256,11 +304,12 @@ def _layer(
         k = _rms(k, p_attn["key_norm"], config.norm_eps)
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
+    new = (k, v)
     if keys is not None:
         assert values is not None
         keys, k = write_layer(keys, index, start, k)
         values, v = write_layer(values, index, start, v)
-    mixed, weights = attn.attend(q, k, v, mask, return_weights)
+    mixed, weights = attn.attend(q, k, v, mask, return_weights, before)
     x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
 
     h = _norm(p["mlp_norm"], config, x)
@@ -270,7 +319,7 @@ def _layer(
     else:
         hidden = jax.nn.gelu(up, approximate=True)
     x = x + _project(hidden, p_mlp, lora_mlp, "down", scale)
-    return x, keys, values, weights
+    return x, keys, values, weights, new
 
 
 def _project(

@@ -39,6 +39,8 @@ class MatchedSource:
       ConfigError: several processes.
     """
 
+    fresh_optimizer = False
+
     def __init__(
         self,
         supervised: SupervisedSource,
@@ -149,6 +151,9 @@ class MatchedSource:
 
     def restore_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         self._buffer.restore(arrays)
+
+    def meta(self) -> dict[str, Any]:
+        return {}
 
 
 def _together(data: Batch, model: Batch) -> Batch:

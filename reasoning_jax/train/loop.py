@@ -36,7 +36,10 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 
 @dataclass
 class Run:
-    """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics."""
+    """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics.
+
+    `reset_optimizer` is called where the source says that a step begins with a new optimizer.
+    """
 
     config: Config
     model: ModelConfig
@@ -47,6 +50,7 @@ class Run:
     evaluate: Evaluate
     meta: dict[str, Any]
     debug: bool = False
+    reset_optimizer: Callable[[TrainState], TrainState] | None = None
 
 
 class Preemption:
@@ -124,7 +128,8 @@ def train(run: Run, quiet: bool = False) -> int:
             with watch.measure("checkpoint"):
                 unfinished = sums.save()
                 checkpoints.save(
-                    state, run.source.save(), {**run.meta, "unfinished_metrics": unfinished},
+                    state, run.source.save(),
+                    {**run.meta, **run.source.meta(), "unfinished_metrics": unfinished},
                     run.source.arrays(),
                 )  # fmt: skip
 
@@ -133,13 +138,14 @@ def train(run: Run, quiet: bool = False) -> int:
                 means = sums.finish()
             tokens = round(means.pop("tokens", 0.0) * config.log_every_steps)
             times = watch.finish()
-            row = {"step": step, "split": "train", **means, "tokens": tokens}
+            row = {"step": step, "split": "train", **run.source.meta(), **means, "tokens": tokens}
             writer.write({**row, "time": {**times, **rate.measure(tokens, times)}})
 
         def evaluate(state: TrainState, step: int) -> None:
             with watch.measure("evaluate"):
                 values = run.evaluate(state)
-            writer.write({"step": step, "split": "validation", **values, "time": {}})
+            row = {"step": step, "split": "validation", **run.source.meta(), **values}
+            writer.write({**row, "time": {}})
 
         if start == 0 and config.evaluate_every_steps:
             evaluate(state, 0)
@@ -147,6 +153,8 @@ def train(run: Run, quiet: bool = False) -> int:
             for step in range(start + 1, config.steps + 1):
                 with watch.measure("data"):
                     batch = run.source.next(state)
+                    if run.source.fresh_optimizer and run.reset_optimizer is not None:
+                        state = run.reset_optimizer(state)
                 with watch.measure("step"):
                     state, metrics = run.step(state, batch)
                     sums.add(metrics)

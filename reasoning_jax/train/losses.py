@@ -20,7 +20,7 @@ from reasoning_jax import backspace, sharding
 from reasoning_jax.config import ConfigError, ModelConfig, ObjectiveConfig, SequenceMatchConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.decoding.sampler import ActionIds
-from reasoning_jax.model import attention, readout, transformer
+from reasoning_jax.model import attention, latent, readout, transformer
 from reasoning_jax.objectives import sequencematch
 from reasoning_jax.objectives.likelihood import cross_entropy
 from reasoning_jax.objectives.masked import Mixture, Sum, masked_sum
@@ -100,8 +100,9 @@ def make_loss(
     objective: ObjectiveConfig,
     ids: ActionIds,
     match: SequenceMatchConfig | None = None,
+    thoughts: latent.Thoughts | None = None,
 ) -> Loss:
-    """The loss of an objective.
+    """The loss of an objective. `thoughts`: what the thoughts of a batch are, for mle.
 
     mle: cross-entropy of clean data. bc: the same on backspace-augmented data, whose labels include
     `<backspace>` (behavioural cloning, the first phase of SequenceMatch). Metrics also split bc's
@@ -121,6 +122,8 @@ def make_loss(
 
     def loss(params: Any, lora: Any, batch: Batch, step: Any = None) -> tuple[Sum, Metrics]:
         del step
+        if batch.prefix:
+            return staged_loss(params, lora, config, batch, thoughts)
         layout, rows = ("causal", 0) if causal else layout_of(objective, batch)
         states = visit_states(
             params, lora, config, batch, layout=layout, backspace_id=ids.backspace, rows=rows
@@ -134,6 +137,48 @@ def make_loss(
         return total, metrics
 
     return loss
+
+
+def staged_loss(
+    params: Any,
+    lora: Any,
+    config: ModelConfig,
+    batch: Batch,
+    thoughts: latent.Thoughts | None,
+) -> tuple[Sum, Metrics]:
+    """Cross-entropy of what stands behind the thoughts (Coconut, arXiv 2412.06769, section 3), with
+    logits only from the last column of the prompts on.
+
+    "target_mass" is the probability of all right labels, where a label is one of several.
+    "thought_norm" is the mean norm of what is fed back over that of the token embeddings.
+    """
+    begin = batch.prefix - 1
+    out = latent.forward(
+        params, config, thoughts or latent.Thoughts(-1), batch.actions,
+        causal_positions(batch.segments), batch.segments > 0,
+        prefix=batch.prefix, n=batch.thoughts, lora=lora,
+    )  # fmt: skip
+    labels, weights = batch.labels[:, begin:], batch.weights[:, begin:]
+    scores = readout.score_labels(params, config, out.hidden, labels)
+    correct = scores.correct.astype(jnp.float32)
+    metrics = {"accuracy": masked_sum(correct, weights)}
+    if batch.accept is not None:
+        # One label a row: its state.
+        rows = weights.sum(axis=1)
+        state = (out.hidden * weights[..., None].astype(out.hidden.dtype)).sum(axis=1)
+        log_probs = jax.nn.log_softmax(readout.logits(params, config, state))
+        right = (batch.accept[..., None] == jnp.arange(log_probs.shape[-1])).any(axis=1)
+        mass = jnp.where(right, jnp.exp(log_probs), 0.0).sum(axis=-1)
+        metrics["target_mass"] = masked_sum(mass, rows)
+    if batch.thoughts:
+        assert thoughts is not None
+        columns = batch.actions[:, batch.prefix : batch.prefix + batch.thoughts]
+        is_thought = (columns == thoughts.latent_id).astype(jnp.float32)
+        norms = jnp.linalg.norm(out.inputs.astype(jnp.float32), axis=-1)
+        table = jax.lax.stop_gradient(params["embedding"]["tokens"]).astype(jnp.float32)
+        mean_norm = jnp.sqrt(jnp.square(table).sum(-1)).mean()
+        metrics["thought_norm"] = masked_sum(norms / mean_norm, is_thought)
+    return cross_entropy(scores.log_prob, weights), metrics
 
 
 def unlikelihood_loss(config: ModelConfig, objective: ObjectiveConfig, ids: ActionIds) -> Loss:

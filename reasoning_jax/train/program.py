@@ -20,6 +20,7 @@ from reasoning_jax.config import Config, ModelConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model import spec
+from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.train import losses, optimizer
 from reasoning_jax.train import state as states
 from reasoning_jax.train.step import Step, make_train_step
@@ -38,7 +39,9 @@ class Program:
     step: Step
 
 
-def make_program(config: Config, model: ModelConfig, ids: ActionIds) -> Program:
+def make_program(
+    config: Config, model: ModelConfig, ids: ActionIds, thoughts: Thoughts | None = None
+) -> Program:
     """Raises ConfigError for patterns that match nothing and objectives that cannot be."""
     specs = states.state_specs(config, model)
     trained = states.trained_paths(config, specs)
@@ -47,7 +50,7 @@ def make_program(config: Config, model: ModelConfig, ids: ActionIds) -> Program:
         config.optimizer, config.train.steps, {path: flat[path].shape for path in trained}
     )
     schedule = optimizer.make_schedule(config.optimizer, config.train.steps)
-    loss = losses.make_loss(model, config.objective, ids, config.sequencematch)
+    loss = losses.make_loss(model, config.objective, ids, config.sequencematch, thoughts)
     step = make_train_step(config, loss, tx, schedule, trained)
     return Program(config, model, specs, trained, tx, loss, step)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -79,3 +81,22 @@ def init_state(
     """A state at step 0; the optimizer's moments inherit the parameters' shardings."""
     opt_state = jax.jit(lambda p: tx.init(split(p, trained)[0]))(params)
     return TrainState(jnp.int32(0), params, opt_state)
+
+
+def make_reset_optimizer(
+    tx: optax.GradientTransformation, trained: tuple[str, ...]
+) -> Callable[[TrainState], TrainState]:
+    """A jitted function that begins the optimizer anew; the learning rate's schedule goes on."""
+
+    def reset(state: TrainState) -> TrainState:
+        def is_schedule(x: Any) -> bool:
+            return isinstance(x, optax.ScaleByScheduleState)
+
+        fresh = tx.init(split(state.params, trained)[0])
+        opt_state = jax.tree.map(
+            lambda new, old: old if is_schedule(new) else new,
+            fresh, state.opt_state, is_leaf=is_schedule,
+        )  # fmt: skip
+        return dataclasses.replace(state, opt_state=opt_state)
+
+    return jax.jit(reset, donate_argnums=0)
