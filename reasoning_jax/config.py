@@ -52,6 +52,9 @@ class ModelConfig:
     sum of the first one's row and a row of a second table.
     `rope_factor` 1 leaves RoPE unscaled; above 1 the Llama-3 frequency scaling applies.
     `loss_chunk_tokens` bounds how many tokens' vocabulary logits exist at once (0: automatic).
+    `pair_rows`: input ids at or above vocab_size are pairs of the first `pair_rows` ids: their
+    embedding is the sum of the first one's row and a row of a second table. 0 follows the
+    vocabulary.
     """
 
     vocab_size: int = _number(0, 0)
@@ -81,6 +84,7 @@ class ModelConfig:
     param_dtype: str = _choice("float32", "bfloat16")
     remat: str = _choice("none", "full", "dots")
     loss_chunk_tokens: int = _number(0, 0)
+    pair_rows: int = _number(0, 0)
 
 
 # What a weight file decides; the rest of ModelConfig says how to compute.
@@ -107,11 +111,12 @@ class WeightsConfig:
 class VocabConfig:
     """How text becomes ids. "weights" takes the tokenizer that comes with `weights.path`.
 
+    "pair" is "word" with each `a>b` of two words as one input, for questions only.
     `path` is a `tokenizer.json` for kind "tokenizer", else unused. `latent` adds the three markers
     of latent thought (<bot>, <eot>, <latent>).
     """
 
-    kind: str = _choice("char", "byte", "word", "tokenizer", "weights")
+    kind: str = _choice("char", "byte", "word", "pair", "tokenizer", "weights")
     path: str = ""
     backspace: bool = True
     latent: bool = False

@@ -165,6 +165,12 @@ def validate(config: Config) -> None:
             'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '
             f"kind={config.vocab.kind!r}, path={show(config.vocab.path)}"
         )
+    if config.vocab.kind == "pair" and config.objective.name in ("sequencematch", "unlikelihood"):
+        raise ConfigError(
+            f'vocab.kind="pair" does not go with objective.name="{config.objective.name}", which '
+            "scores the tokens of the question, and pairs cannot be predicted; use another "
+            'objective, or vocab.kind="word"'
+        )
     if (data.source == "task") != (not data.path):
         raise ConfigError(
             'data.path goes with data.source="jsonl", "tfds" or "text"; got '

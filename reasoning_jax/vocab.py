@@ -1,4 +1,4 @@
-"""Token ids and text: character, byte, word-level and Hugging Face vocabularies, with specials.
+"""Token ids and text: character, byte, word, pair and Hugging Face vocabularies, with specials.
 
 A `Vocab` is a codec (text <-> ordinary ids) and a table of special ids beside it. Text of users is
 only ever encoded as ordinary tokens: a literal "<backspace>" in a question is the characters it is
@@ -6,7 +6,8 @@ made of, never the action. `<backspace>` is an action: it has an output row and 
 
 Ids are never shifted and never padded silently: specials are appended behind the highest id that
 the codec knows, and `Vocab.size` is exactly the highest id plus one (or the number of rows that a
-pretrained table already has). This module knows no model.
+pretrained table already has). Only pairs of words (`PairCodec`) have ids from `Vocab.size` on: they
+are read and never written. This module knows no model.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ BASE_SPECIALS = (PAD, BOS, EOS)
 LATENT_SPECIALS = (BOT, EOT, LATENT)
 # How many ids before an id decide which text it adds.
 _PIECE_CONTEXT = 4
+# What joins the two words of a pair.
+PAIR = ">"
 _T = TypeVar("_T")
 
 
@@ -135,22 +138,84 @@ class WordCodec:
         return len(self.words)
 
     def encode(self, text: str) -> list[int]:
-        pieces = [w for line in text.split("\n") for w in (*line.split(), "\n")][:-1]
         try:
-            return [self._ids[w] for w in pieces]
+            return [self._ids[w] for w in _pieces(text)]
         except KeyError as missing:
             raise VocabError(
                 f"word {missing.args[0]!r} is not among the {self.size} words of the vocabulary"
+                f"{self._hint(missing.args[0])}"
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(self.words[i] for i in ids).replace(" \n", "\n").replace("\n ", "\n")
+        return _joined(self.words[i] for i in ids)
 
     def text_ids(self) -> list[int]:
         return list(range(self.size))
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "word", "words": list(self.words)}
+
+    def _hint(self, word: str) -> str:
+        first, joint, second = word.partition(PAIR)
+        if joint and first in self._ids and second in self._ids:
+            return ', but its two halves are; vocab.kind="pair" encodes it'
+        return ""
+
+
+@dataclass(frozen=True)
+class PairCodec:
+    """Words as in `WordCodec`, and every pair `a>b` of two of them as one composite id.
+
+    For m words, pair (i, j) is `rows + i * m + j`, where `rows` is what lies in front of the pairs:
+    m here, `Vocab.size` in a vocabulary, whose specials stand between the words and the pairs. No
+    table has m * m rows: a model that reads a pair adds row i of its tokens' table and row j of a
+    second one (`ModelConfig.pair_rows`). So pairs are input only. They are in no `size`, are no
+    text ids, and can neither be predicted nor sampled.
+    """
+
+    words: tuple[str, ...]
+    _single: WordCodec = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_single", WordCodec(self.words))
+        for word in self.words:
+            if PAIR in word:
+                raise VocabError(
+                    f"the word {word!r} of a pair vocabulary has a {PAIR!r}, which joins two words "
+                    "to a pair; leave it out"
+                )
+
+    @property
+    def size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        ids, m = self._single._ids, self.size
+        out: list[int] = []
+        for piece in _pieces(text):
+            first, _, second = piece.partition(PAIR)
+            if first in ids and second in ids:
+                out.append(m + ids[first] * m + ids[second])
+            else:
+                # One word, or an error that names it.
+                out += self._single.encode(piece)
+        return out
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return _joined(self._word(i) for i in ids)
+
+    def _word(self, i: int) -> str:
+        m = self.size
+        if i < m:
+            return self.words[i]
+        first, second = divmod(i - m, m)
+        return f"{self.words[first]}{PAIR}{self.words[second]}"
+
+    def text_ids(self) -> list[int]:
+        return list(range(self.size))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "pair", "words": list(self.words)}
 
 
 @dataclass(frozen=True)
@@ -227,7 +292,8 @@ class TokenizerCodec:
 class Vocab:
     """A codec with specials. Build one with `make_vocab` or `extend_pretrained`.
 
-    `size` is the number of rows that embedding and unembedding must have. `bos_id` and
+    `size` is the number of rows that embedding and unembedding must have. Above 0, `pairs` is the
+    number m of words whose pairs have the ids size to size + m * m - 1, input only. `bos_id` and
     `backspace_id` may be None: then there is no such token, and `<backspace>` may not be used.
     """
 
@@ -248,6 +314,10 @@ class Vocab:
             raise VocabError(f"{self.size} rows do not hold the {self.codec.size} ids of text")
 
     @property
+    def pairs(self) -> int:
+        return self.codec.size if isinstance(self.codec, PairCodec) else 0
+
+    @property
     def pad_id(self) -> int:
         return self.specials[PAD]
 
@@ -264,14 +334,31 @@ class Vocab:
         return self.specials.get(BACKSPACE)
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary ids of any text; never a special. Raises VocabError."""
+        """Ordinary ids of any text, and those of pairs; never a special. Raises VocabError."""
         ids = self.codec.encode(text)
-        if not self._text.issuperset(ids):
+        written = ids
+        if self.pairs:
+            written = [i for i in ids if i < self.pairs]
+            ids = [i if i < self.pairs else i - self.pairs + self.size for i in ids]
+        if not self._text.issuperset(written):
             # An unknown character, or a tokenizer that does not mark its <eos> as special.
-            odd = {self._names.get(i) or self.codec.decode([i]) for i in ids if i not in self._text}
+            odd = {
+                self._names.get(i) or self.codec.decode([i]) for i in written if i not in self._text
+            }
             raise VocabError(
                 f"the tokenizer has no text for part of {text[:40]!r}, it gives "
                 f"{', '.join(sorted(odd))}"
+            )
+        return ids
+
+    def encode_output(self, text: str) -> list[int]:
+        """Ids of text that is to be learned or written. Raises VocabError, also for a pair."""
+        ids = self.encode(text)
+        if self.pairs and max(ids, default=0) >= self.size:
+            pair = self.decode([max(ids)])
+            raise VocabError(
+                f"the pair {pair!r} can be read and not written, so it may stand in a question and "
+                "not in steps or answer; write its two words apart there"
             )
         return ids
 
@@ -288,6 +375,8 @@ class Vocab:
         for i in map(int, ids):
             if i in self._text:
                 run.append(i)
+            elif 0 <= i - self.size < self.pairs**2:
+                run.append(i - self.size + self.pairs)
             else:
                 flush()
                 out.append(self._names.get(i, f"<row {i}>"))
@@ -333,6 +422,7 @@ class Vocab:
             "char": lambda codec: CharCodec(_of(str, codec["characters"])),
             "byte": lambda codec: ByteCodec(),
             "word": lambda codec: WordCodec(tuple(_of(str, w) for w in codec["words"])),
+            "pair": lambda codec: PairCodec(tuple(_of(str, w) for w in codec["words"])),
             "tokenizer": lambda codec: TokenizerCodec(_of(str, codec["tokenizer_json"])),
         }
         try:
@@ -414,14 +504,28 @@ def load_tokenizer(path: str | Path) -> TokenizerCodec:
 def describe(vocab: Vocab) -> str:
     """One line: kind, size and specials."""
     names = ", ".join(f"{n}={i}" for n, i in sorted(vocab.specials.items(), key=lambda x: x[1]))
-    return f"{vocab.codec.to_dict()['kind']} vocabulary, {vocab.size} rows; {names}"
+    pairs = f" and {vocab.pairs} x {vocab.pairs} pairs" if vocab.pairs else ""
+    return f"{vocab.codec.to_dict()['kind']} vocabulary, {vocab.size} rows{pairs}; {names}"
 
 
 def with_size(vocab: Vocab, size: int) -> Vocab:
-    """The same ids over a table of `size` rows. Raises VocabError if some id has no row."""
+    """The same ids over a table of `size` rows. Raises VocabError if some id has no row.
+
+    Those of pairs, which follow the last row, move with it.
+    """
     if size < max(vocab.codec.size, *(i + 1 for i in vocab.specials.values())):
         raise VocabError(f"{size} rows do not hold {describe(vocab)}")
     return dataclasses.replace(vocab, size=size)
+
+
+def _pieces(text: str) -> list[str]:
+    """The words of a text; a line end is one."""
+    return [w for line in text.split("\n") for w in (*line.split(), "\n")][:-1]
+
+
+def _joined(words: Iterable[str]) -> str:
+    """The inverse of `_pieces` for text with single spaces and none around line ends."""
+    return " ".join(words).replace(" \n", "\n").replace("\n ", "\n")
 
 
 def _of(kind: type[_T], value: Any) -> _T:

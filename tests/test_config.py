@@ -242,6 +242,11 @@ RULES = {
     "a tokenizer needs its file": (
         {"vocab.kind": "tokenizer"}, ["vocab.path"], {"vocab.path": "tokenizer.json"},
     ),
+    "pairs cannot be predicted": (
+        {"vocab.kind": "pair", "objective.name": "unlikelihood"},
+        ["vocab.kind", "pair", "unlikelihood"],
+        {"objective.name": "mle"},
+    ),
     "a file needs a tokenizer": (
         {"vocab.path": "tokenizer.json"}, ["vocab.path", "'char'"], {"vocab.kind": "tokenizer"},
     ),
@@ -513,6 +518,9 @@ def random_config(rng):
         changes.pop("data.window_chars", None)
     changes["train.batch_rows"] = get("optimizer.accumulate") * rng.randint(1, 9)
     fit_objective(rng, changes, get)
+    predicts_all = get("objective.name") in ("sequencematch", "unlikelihood")
+    if get("vocab.kind") == "pair" and predicts_all:
+        changes["vocab.kind"] = "word"
     first = max(get("optimizer.warmup_steps"), get("sequencematch.bc_steps"))
     changes["train.steps"] = first + rng.randint(1, 99)
     for axis in ("data", "fsdp", "tensor"):

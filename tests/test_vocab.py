@@ -136,6 +136,77 @@ def test_words_that_could_not_be_told_apart_are_refused(words):
         V.WordCodec(words)
 
 
+PAIRS = ("0", "1", "12", "[Q]", "\n")
+
+
+def pairs_vocab():
+    return V.make_vocab(V.PairCodec(PAIRS))
+
+
+def test_a_pair_is_one_id_behind_all_rows_and_comes_back():
+    # Catches: halves swapped, i * size for i * m, pairs counted from the codec's end.
+    vocab, m = pairs_vocab(), len(PAIRS)
+    assert (vocab.pairs, vocab.size) == (m, m + 4)
+    assert vocab.encode("0>12 12>0\n[Q] 1") == [
+        vocab.size + 0 * m + 2, vocab.size + 2 * m + 0, 4, 3, 1
+    ]  # fmt: skip
+    every = [f"{a}>{b}" for a in PAIRS[:-1] for b in PAIRS[:-1]]
+    ids = vocab.encode(" ".join(every))
+    assert len(set(ids)) == len(every)
+    assert vocab.size <= min(ids) <= max(ids) < vocab.size + m * m
+    assert vocab.decode(np.array(ids, np.int32)) == " ".join(every)
+    assert vocab.decode([ids[0], vocab.eos_id, 0, ids[1]]) == "0>0<eos>0 0>1"
+    assert vocab.piece(ids[:1], ids[1]) == " 0>1"
+    assert vocab.piece([], ids[1]) == "0>1"
+
+
+def test_pairs_are_read_and_never_written():
+    # Catches: composite ids among text ids, or let through where labels are made.
+    vocab = pairs_vocab()
+    assert vocab.text_ids() == list(range(len(PAIRS)))
+    assert max(vocab.unsampled_ids()) < vocab.size
+    assert vocab.encode_output("0 1\n12") == vocab.encode("0 1\n12")
+    with pytest.raises(V.VocabError, match="the pair '0>1' can be read and not written"):
+        vocab.encode_output("12 0>1")
+    plain = V.make_vocab(V.WordCodec(("0>1", "a")))
+    assert plain.encode_output("a 0>1") == [1, 0]
+    assert plain.pairs == 0
+
+
+def test_pairs_follow_the_last_row_of_a_resized_vocabulary():
+    vocab = V.with_size(pairs_vocab(), 64)
+    assert vocab.encode("0>0") == [64]
+    assert vocab.decode([64, 13]) == "0>0<row 13>"
+    assert V.describe(vocab).startswith("pair vocabulary, 64 rows and 5 x 5 pairs; <pad>=5")
+
+
+@pytest.mark.parametrize("text", ["0>", ">0", ">", "0>1>0", "0>>1", "0>7", "7>0", "0 > 1"])
+def test_what_is_no_pair_of_words_is_refused(text):
+    odd = next(word for word in text.split() if word not in PAIRS)
+    with pytest.raises(V.VocabError, match=f"word {odd!r} is not among"):
+        pairs_vocab().encode(text)
+
+
+@pytest.mark.parametrize("word", [">", "a>b", "<eos>"])
+def test_a_word_that_would_read_as_a_pair_is_refused(word):
+    with pytest.raises(V.VocabError, match="joins two words"):
+        V.PairCodec(("a", word))
+
+
+def test_a_special_among_the_words_is_not_reachable_by_text():
+    vocab = V.Vocab(V.PairCodec(("a", "end")), {V.PAD: 2, V.EOS: 1}, 3)
+    assert vocab.encode("a a>a") == [0, 3]
+    with pytest.raises(V.VocabError, match="<eos>"):
+        vocab.encode("a>a end")
+
+
+def test_the_kind_that_knows_pairs_is_named():
+    with pytest.raises(V.VocabError, match=r"'0>1' is not .* vocab\.kind=\"pair\""):
+        V.WordCodec(("0", "1")).encode("0>1")
+    with pytest.raises(V.VocabError, match=r"'0>2' is not among the 2 words of the vocabulary$"):
+        V.WordCodec(("0", "1")).encode("0>2")
+
+
 @pytest.mark.parametrize("characters", ["", "aa", "aba"])
 def test_characters_that_could_not_be_told_apart_are_refused(characters):
     with pytest.raises(V.VocabError):
@@ -267,6 +338,7 @@ def vocabularies():
         "char": V.make_vocab(V.CharCodec("ab\n"), latent=True),
         "byte": V.make_vocab(V.ByteCodec(), backspace=False),
         "word": V.make_vocab(V.WordCodec(("a", "\n"))),
+        "pair": V.make_vocab(V.PairCodec(("a", "b", "\n")), latent=True),
         "tokenizer": V.make_vocab(tiny),
         "pretrained": extended(tiny, 64, latent=True)[0],
         "holes": V.extend_pretrained(holes, rows=32, eos_id=4)[0],
@@ -301,7 +373,8 @@ def test_every_row_and_no_row_decodes(kind):
     vocab = VOCABULARIES[kind]
     for name, i in vocab.specials.items():
         assert vocab.decode([i]) == name
-    for i in {*vocab.unsampled_ids()} - {*vocab.specials.values()} | {-1, vocab.size, 2**40}:
+    beyond = vocab.size + vocab.pairs**2
+    for i in {*vocab.unsampled_ids()} - {*vocab.specials.values()} | {-1, beyond, 2**40}:
         assert vocab.decode([i]) == f"<row {i}>"
     assert vocab.decode([]) == ""
 

@@ -119,7 +119,12 @@ def assemble(
             f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
             "leave it 0 to follow the vocabulary"
         )
-    model = replace(model, vocab_size=vocab.size)
+    if config.model.pair_rows not in (0, vocab.pairs):
+        raise ConfigError(
+            f"model.pair_rows={config.model.pair_rows} but the vocabulary has pairs of "
+            f"{vocab.pairs} words; leave it 0 to follow the vocabulary"
+        )
+    model = replace(model, vocab_size=vocab.size, pair_rows=vocab.pairs)
     if model.position == "learned" and config.data.seq_len > model.max_positions:
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} is beyond model.max_positions="
@@ -252,8 +257,10 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
         codec = vocabularies.ByteCodec()
     elif kind == "char":
         codec = vocabularies.CharCodec(_characters(config, task))
-    else:
+    elif kind == "word":
         codec = vocabularies.WordCodec(_words(config, task))
+    else:
+        codec = vocabularies.PairCodec(_words(config, task))
     vocab = vocabularies.make_vocab(codec, **options)
     return vocab, vocabularies.describe(vocab)
 
@@ -277,13 +284,16 @@ def _words(config: Config, task: Task | None) -> tuple[str, ...]:
     if task is not None:
         if not task.words():
             raise ConfigError(
-                f'vocab.kind="word": task {task.name} has no fixed set of words; use "char" or '
-                '"byte"'
+                f'vocab.kind="{config.vocab.kind}": task {task.name} has no fixed set of words; '
+                'use "char" or "byte"'
             )
         found |= set(task.words())
     else:
         for text in _all_text(config):
             found |= set(text.split())
+    if config.vocab.kind == "pair":
+        pairs = {word for word in found if vocabularies.PAIR in word}
+        found = (found - pairs).union(*(word.split(vocabularies.PAIR, 1) for word in pairs))
     return tuple(sorted(found))
 
 

@@ -89,7 +89,7 @@ class Encoder:
 
     def response_ids(self, response: str) -> list[int]:
         """The response's tokens and <eos>."""
-        return [*self.vocab.encode(response), self.vocab.eos_id]
+        return [*self.vocab.encode_output(response), self.vocab.eos_id]
 
     def split_ids(self, example: Example) -> tuple[list[int], list[int]]:
         """The example's ids as (prompt, response without <eos>).
@@ -97,7 +97,7 @@ class Encoder:
         Text has no prompt: in a vocabulary without <bos> its first token is given.
         """
         prompt, response = self.render(example)
-        rest = self.vocab.encode(response)
+        rest = self.vocab.encode_output(response)
         if self.cut and not prompt and rest and self.vocab.bos_id is None:
             return rest[:1], rest[1:]
         return self.prompt_ids(prompt), rest
@@ -132,6 +132,8 @@ class Encoder:
         rows = min(T, n)
         actions = np.concatenate([prompt, executed])[:rows]
         all_labels = np.concatenate([prompt[1:], labels, [self.vocab.eos_id]])[:rows]
+        # Pairs of words are read and never wanted; they are in the prompt, whose weight is 0.
+        all_labels = np.where(all_labels < self.vocab.size, all_labels, self.vocab.pad_id)
         weights = np.zeros(rows, np.float32)
         weights[p - 1 :] = 1.0
         at_noise = np.zeros(rows, np.int32)

@@ -22,6 +22,10 @@ class Example:
     """One record of any source. `index` is its place there; `steps` may be empty. `ends` is False
     where the text goes on behind the answer, as a window of a longer text does: then no <eos>
     follows it.
+
+    `step_choices`: for step k the texts of all right next steps, that of `steps` among them;
+    `options`: the answers to choose from, the right one first. Both are empty where the source
+    does not know them.
     """
 
     question: str
@@ -30,6 +34,8 @@ class Example:
     difficulty: str = ""
     index: int = 0
     ends: bool = True
+    step_choices: tuple[tuple[str, ...], ...] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,15 @@ class TaskSource:
 
 def example_of(problem: Problem, index: int, with_steps: bool = True) -> Example:
     """What a model is shown of a problem."""
+    step_choices = problem.data.get("step_choices", ()) if with_steps else ()
     return Example(
         question=problem.question,
         steps=problem.steps if with_steps else (),
         answer=problem.answer,
         difficulty=problem.difficulty,
         index=index,
+        step_choices=tuple(map(tuple, step_choices)),
+        options=tuple(problem.data.get("options", ())),
     )
 
 

@@ -91,7 +91,10 @@ class Task(Protocol):
         ...
 
     def words(self) -> tuple[str, ...]:
-        """Every whitespace-separated word they can contain, sorted; empty where unbounded."""
+        """Every whitespace-separated word they can contain, sorted; empty where unbounded.
+
+        A word `a>b` of two words of this list need not be on it: `vocab.PairCodec` has them all.
+        """
         ...
 
     def noise_units(self) -> tuple[str, ...]:

@@ -18,15 +18,25 @@ nodes. Every default below that is not in the paper's text is that fit, not the 
   7. The steps are one shortest path. Sentences and the two choices are shuffled.
 The text form (sentences, names, concepts) is that of the published rows. The symbolic form follows
 the first author's small-scale variant (arXiv 2505.12514): `a b | c d [Q] x y [R] root`; that `|`
-stands between edges and not after each is our reading of it, and `relabel` is ours.
+stands between edges and not after each is our reading of it, and `relabel` is ours. The fused form
+is the symbolic one with each edge as one word, `a>b c>d [Q] x y [R] root`.
 
-A shortcut worth knowing: the target is deeper than the wrong answer (3.8 against 2.1 edges from
-their roots on the published rows), so that depth alone tells something.
+The mirrored family is ours: two halves of one shape, so that neither depth nor degrees nor the
+place in a half tell the target from the wrong answer. Each half is a root from which two chains of
+equal length go out; the two choices end the same chain of either half.
+
+A shortcut of the fitted family worth knowing: the target is deeper than the wrong answer (3.8
+against 2.1 edges from their roots on the published rows), so that depth alone tells something.
+
+`reshuffled` gives the same question in another order: free augmentation, of published rows too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import operator
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,12 +71,17 @@ CONCEPTS = (
     "zhorpus", "zumpus",
 )
 # fmt: on
-FORMS = ("text", "symbolic")
+FORMS = ("text", "symbolic", "fused")
+FAMILIES = ("fitted", "mirrored")
 STRATEGIES = ("direct", "bfs", "dfs")
 MAX_SYMBOLIC_NODES = 200
 _MAX_RESPONSE = 200
 # The families of nodes 0 and 1 as bits; a node may be in none or in both.
 _FAMILIES = (1, 2)
+# Two halves, each a root and two chains: this many nodes but the roots for each hop.
+_MIRRORED_WIDTH = 4
+# Dials of the fitted generator, which a mirrored graph does not have.
+_FITTED_DIALS = ("n_nodes", "parent_rate", "first_family", "second_family", "depth_weight")
 
 
 class Graph(NamedTuple):
@@ -88,18 +103,22 @@ class ProsQA:
     """Two choices, one reachable; see the module for the generator and where its numbers are from.
 
     form: "text" (`Every lempus is a rompus. ... Is Alex a gorpus or bompus?`, steps are sentences,
-      the answer is `Alex is a gorpus.`) or "symbolic" (`0 2 | 2 5 [Q] 5 4 [R] 0`, steps are the
-      nodes of the path after the root, the answer is the target's number).
+      the answer is `Alex is a gorpus.`), "symbolic" (`0 2 | 2 5 [Q] 5 4 [R] 0`, steps are the
+      nodes of the path after the root, the answer is the target's number) or "fused" (an edge is
+      one word, `0>2 2>5 [Q] 5 4 [R] 0`; steps and answer as in "symbolic").
+    family: "fitted" graphs, or "mirrored" ones: 2 + 4 * hops nodes, hops drawn evenly from their
+      range, always numbered at random. Only the dials of hops go with the latter.
     n_nodes: nodes before those without an edge are dropped. At most 38 as text: one concept each.
     min_hops, max_hops: the range of the distance from root to target, in edges.
     parent_rate: mean of the Poisson number of parents.
     first_family, second_family: the chances of the two draws for where parents come from.
     depth_weight: how much deeper nodes are preferred as parents.
-    relabel: number the nodes at random in the symbolic form; otherwise a node's number grows with
-      its depth, which tells something about the answer.
+    relabel: number the nodes at random in the symbolic and fused forms; otherwise a fitted node's
+      number grows with its depth, which tells something about the answer.
     """
 
     form: str = "text"
+    family: str = "fitted"
     n_nodes: int = 28
     min_hops: int = 3
     max_hops: int = 6
@@ -111,7 +130,22 @@ class ProsQA:
 
     def __post_init__(self) -> None:
         require_choice(self.name, "form", self.form, FORMS)
+        require_choice(self.name, "family", self.family, FAMILIES)
         require_int(self.name, "n_nodes", self.n_nodes, 4, MAX_SYMBOLIC_NODES)
+        require_range(
+            self.name, "min_hops", self.min_hops, "max_hops", self.max_hops, 1, MAX_SYMBOLIC_NODES
+        )
+        require_number(self.name, "parent_rate", self.parent_rate, 0.1, 10.0)
+        require_number(self.name, "first_family", self.first_family, 0.0, 1.0)
+        require_number(self.name, "second_family", self.second_family, 0.0, 1.0)
+        require_number(self.name, "depth_weight", self.depth_weight, 0.0, 100.0)
+        require_bool(self.name, "relabel", self.relabel)
+        if self.family == "mirrored":
+            self._check_mirrored()
+        else:
+            self._check_fitted()
+
+    def _check_fitted(self) -> None:
         if self.form == "text" and self.n_nodes > len(CONCEPTS):
             raise TaskError(
                 f"{self.name}: n_nodes={self.n_nodes}: there are {len(CONCEPTS)} concepts to name "
@@ -119,19 +153,26 @@ class ProsQA:
             )
         # Both first nodes and a leaf of the other family are off the path to the target.
         longest = self.n_nodes - 3
-        require_range(
-            self.name, "min_hops", self.min_hops, "max_hops", self.max_hops, 1, MAX_SYMBOLIC_NODES
-        )
         if self.min_hops > longest:
             raise TaskError(
                 f"{self.name}: min_hops={self.min_hops}: {self.n_nodes} nodes have no longer path "
                 f"than {longest}"
             )
-        require_number(self.name, "parent_rate", self.parent_rate, 0.1, 10.0)
-        require_number(self.name, "first_family", self.first_family, 0.0, 1.0)
-        require_number(self.name, "second_family", self.second_family, 0.0, 1.0)
-        require_number(self.name, "depth_weight", self.depth_weight, 0.0, 100.0)
-        require_bool(self.name, "relabel", self.relabel)
+
+    def _check_mirrored(self) -> None:
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for dial in _FITTED_DIALS:
+            if getattr(self, dial) != defaults[dial]:
+                raise TaskError(
+                    f"{self.name}: {dial}={getattr(self, dial)} has no effect on "
+                    f"family='mirrored'; leave it at {defaults[dial]}"
+                )
+        most = len(CONCEPTS) if self.form == "text" else MAX_SYMBOLIC_NODES - 2
+        if self.max_hops > most // _MIRRORED_WIDTH:
+            raise TaskError(
+                f"{self.name}: max_hops={self.max_hops}: a mirrored graph of form={self.form!r} "
+                f"has at most {most // _MIRRORED_WIDTH} hops"
+            )
 
     @property
     def name(self) -> str:
@@ -140,8 +181,10 @@ class ProsQA:
     def problem(self, seed: int, split: str = "train") -> Problem:
         """The problem of this seed in this split; raises `TaskError` as `draw_in_split` does.
 
-        `data` has the keys of the published rows (idx_to_symbol, edges, root, target, neg_target)
-        and `nodes`. Problems with one graph and one question share a split whatever their names.
+        `data` has the keys of the published rows (idx_to_symbol, edges, root, target, neg_target),
+        `nodes`, and `step_choices` and `options` as an `Example` has them. Fitted problems with one
+        graph and one question share a split whatever their names; mirrored ones, whose graph is
+        always the same, where the names are the same too.
         """
 
         def draw(rng: np.random.Generator) -> tuple[str, Problem] | None:
@@ -149,8 +192,7 @@ class ProsQA:
             symbols = self._draw_symbols(graph, rng) if graph else None
             if graph is None or symbols is None:
                 return None
-            key = f"{graph.edges} {graph.root} {graph.target} {graph.neg_target}"
-            return key, self._write(graph, symbols, rng, seed, split)
+            return self._key(graph, symbols), self._write(graph, symbols, rng, seed, split)
 
         return draw_in_split(draw, task=self.name, seed=seed, split=split)
 
@@ -184,21 +226,40 @@ class ProsQA:
         return Trace(self._steps(symbols, path), answer, solved=True, nodes=nodes)
 
     def characters(self) -> str:
-        return "".join(sorted({" "} | set("".join(self.words()))))
+        joints = " >" if self.form == "fused" else " "
+        return "".join(sorted(set(joints) | set("".join(self.words()))))
 
     def words(self) -> tuple[str, ...]:
-        if self.form == "symbolic":
-            return tuple(sorted({"|", "[Q]", "[R]"} | set(self.noise_units())))
+        """As the protocol says; the fused form's `a>b` are not among them, but their halves are.
+
+        `[A]` stands in no problem: it is there to announce an answer with.
+        """
+        if self.form != "text":
+            marks = {"[Q]", "[R]", "[A]"} | ({"|"} if self.form == "symbolic" else set())
+            return tuple(sorted(marks | set(self.noise_units())))
         ends = {concept + end for concept in CONCEPTS for end in ("", ".", "?")}
         return tuple(sorted({"Every", "Is", "is", "a", "or"} | set(NAMES) | ends))
 
     def noise_units(self) -> tuple[str, ...]:
         """The names of nodes, without punctuation."""
-        if self.form == "symbolic":
-            return tuple(sorted(map(str, range(self.n_nodes))))
+        if self.form != "text":
+            mirrored = self.family == "mirrored"
+            labels = 2 + _MIRRORED_WIDTH * self.max_hops if mirrored else self.n_nodes
+            return tuple(sorted(map(str, range(labels))))
         return (*NAMES, *CONCEPTS)
 
+    def _key(self, graph: Graph, symbols: Sequence[str]) -> str:
+        """What decides the split: the same for problems that are to share one."""
+        asked = (graph.root, graph.target, graph.neg_target)
+        if self.family == "fitted":
+            return f"{graph.edges} {' '.join(map(str, asked))}"
+        edges = sorted((symbols[start], symbols[end]) for start, end in graph.edges)
+        return f"{edges} {' '.join(symbols[node] for node in asked)}"
+
     def _draw_graph(self, rng: np.random.Generator) -> Graph | None:
+        if self.family == "mirrored":
+            hops = int(rng.integers(self.min_hops, self.max_hops + 1))
+            return _mirrored(hops, int(rng.integers(2)), int(rng.integers(2)))
         parents = self._grow(rng)
         has_child = {parent for others in parents for parent in others}
         kept = [node for node in range(self.n_nodes) if parents[node] or node in has_child]
@@ -218,23 +279,27 @@ class ProsQA:
         clocks = rng.exponential(size=(n, n)).tolist()
         parents: list[list[int]] = [[], []]
         families: list[int] = list(_FAMILIES)
+        # The nodes of the one family alone, in order.
+        alone: dict[int, list[int]] = {family: [i] for i, family in enumerate(_FAMILIES)}
         weights, depths = [1.0, 1.0], [0, 0]
         for node in range(2, n):
             first, second = draws[node]
-            candidates = range(node)
+            candidates: Sequence[int] = range(node)
             if first < self.first_family:
-                candidates = [i for i in candidates if families[i] == _FAMILIES[0]]
+                candidates = alone[_FAMILIES[0]]
             elif second < self.second_family:
-                candidates = [i for i in candidates if families[i] == _FAMILIES[1]]
-            clock = clocks[node]
-            by_clock = sorted(candidates, key=lambda i, clock=clock: clock[i] / weights[i])
-            chosen = by_clock[: counts[node]]
+                candidates = alone[_FAMILIES[1]]
+            # As many as there are weights: those of the nodes before this one.
+            waits = list(map(operator.truediv, clocks[node], weights))
+            chosen = sorted(candidates, key=waits.__getitem__)[: counts[node]]
             family = 0
             for parent in chosen:
                 family |= families[parent]
             depth = 1 + min(depths[parent] for parent in chosen) if chosen else 0
             parents.append(chosen)
             families.append(family)
+            if family in alone:
+                alone[family].append(node)
             depths.append(depth)
             weights.append(1.0 + self.depth_weight * depth)
         return parents
@@ -270,8 +335,10 @@ class ProsQA:
         return Graph(n, edges, root, target, neg_target, tuple(reversed(path)))
 
     def _draw_symbols(self, graph: Graph, rng: np.random.Generator) -> list[str] | None:
-        if self.form == "symbolic":
-            numbers = rng.permutation(self.n_nodes) if self.relabel else np.arange(self.n_nodes)
+        if self.form != "text":
+            labels = graph.n if self.family == "mirrored" else self.n_nodes
+            shuffled = self.relabel or self.family == "mirrored"
+            numbers = rng.permutation(labels) if shuffled else np.arange(labels)
             return [str(number) for number in numbers[: graph.n].tolist()]
         has_parent = {end for _, end in graph.edges}
         if graph.n - len(has_parent) > len(NAMES):
@@ -290,16 +357,16 @@ class ProsQA:
         choices = [symbols[graph.target], symbols[graph.neg_target]]
         first, second = choices if rng.integers(2) else reversed(choices)
         root = symbols[graph.root]
-        if self.form == "symbolic":
-            question = f"{' | '.join(facts)} [Q] {first} {second} [R] {root}"
-        else:
-            question = f"{' '.join(facts)} Is {root} a {first} or {second}?"
+        question = _LAYOUTS[self.form].write(facts, first, second, root)
+        answer, other = (
+            self._answer(symbols, graph.root, end) for end in (graph.target, graph.neg_target)
+        )
         return Problem(
             task=self.name,
             seed=seed,
             split=split,
             question=question,
-            answer=self._answer(symbols, graph.root, graph.target),
+            answer=answer,
             steps=self._steps(symbols, graph.path),
             difficulty=f"hops={len(graph.path) - 1}",
             data={
@@ -309,27 +376,93 @@ class ProsQA:
                 "target": graph.target,
                 "neg_target": graph.neg_target,
                 "idx_to_symbol": symbols,
+                "step_choices": self._step_choices(graph, symbols),
+                "options": [answer, other],
             },
         )
 
     def _fact(self, symbols: Sequence[str], start: int, end: int) -> str:
-        if self.form == "symbolic":
-            return f"{symbols[start]} {symbols[end]}"
-        return _sentence(symbols, start, end)
+        if self.form == "text":
+            return _sentence(symbols, start, end)
+        return f"{symbols[start]}{'>' if self.form == 'fused' else ' '}{symbols[end]}"
 
     def _steps(self, symbols: Sequence[str], path: Sequence[int]) -> tuple[str, ...]:
-        if self.form == "symbolic":
-            return tuple(symbols[node] for node in path[1:])
-        return tuple(_sentence(symbols, *edge) for edge in itertools.pairwise(path))
+        return tuple(self._step(symbols, *edge) for edge in itertools.pairwise(path))
+
+    def _step(self, symbols: Sequence[str], start: int, end: int) -> str:
+        return _sentence(symbols, start, end) if self.form == "text" else symbols[end]
+
+    def _step_choices(self, graph: Graph, symbols: Sequence[str]) -> list[list[str]]:
+        """For each step the texts, in the order of nodes, of those on any shortest path."""
+        children: list[list[int]] = [[] for _ in range(graph.n)]
+        parents: list[list[int]] = [[] for _ in range(graph.n)]
+        for start, end in graph.edges:
+            children[start].append(end)
+            parents[end].append(start)
+        behind, ahead = _distances(children, graph.root), _distances(parents, graph.target)
+        hops = len(graph.path) - 1
+        # A dict: several edges into one node are one step in the symbolic form.
+        choices: list[dict[str, None]] = [{} for _ in range(hops)]
+        for start, end in graph.edges:
+            if start in behind and end in ahead and behind[start] + 1 + ahead[end] == hops:
+                choices[behind[start]][self._step(symbols, start, end)] = None
+        return [list(texts) for texts in choices]
 
     def _answer(self, symbols: Sequence[str], root: int, target: int) -> str:
-        return symbols[target] if self.form == "symbolic" else _sentence(symbols, root, target)
+        return _sentence(symbols, root, target) if self.form == "text" else symbols[target]
+
+
+class _Layout(NamedTuple):
+    """How a form lays out a question. `fact` and `asked` are patterns; `closing` writes `asked`."""
+
+    fact: str
+    joint: str
+    closing: str
+    asked: str
+
+    def write(self, facts: Sequence[str], first: str, second: str, root: str) -> str:
+        closing = self.closing.format(first=first, second=second, root=root)
+        return f"{self.joint.join(facts)} {closing}"
+
+
+_NUMBERS = r"\[Q\] (?P<first>[0-9]+) (?P<second>[0-9]+) \[R\] (?P<root>[0-9]+)"
+_LAYOUTS = {
+    "text": _Layout(
+        r"(?:Every [a-z]+|[A-Z][a-z]*) is a [a-z]+\.",
+        " ",
+        "Is {root} a {first} or {second}?",
+        r"Is (?P<root>[A-Z][a-z]*) a (?P<first>[a-z]+) or (?P<second>[a-z]+)\?",
+    ),
+    "symbolic": _Layout("[0-9]+ [0-9]+", " | ", "[Q] {first} {second} [R] {root}", _NUMBERS),
+    "fused": _Layout("[0-9]+>[0-9]+", " ", "[Q] {first} {second} [R] {root}", _NUMBERS),
+}
+
+
+def reshuffled(question: str, rng: np.random.Generator) -> str:
+    """The same question, of any form, with its edges and its two choices in another order.
+
+    Raises:
+      TaskError: the text is not a ProsQA question, to the letter.
+    """
+    for layout in _LAYOUTS.values():
+        fact, joint = layout.fact, re.escape(layout.joint)
+        read = re.fullmatch(f"(?P<facts>{fact}(?:{joint}{fact})*) {layout.asked}", question)
+        if read is not None:
+            facts = re.findall(fact, read["facts"])
+            choices = [read["first"], read["second"]]
+            first, second = choices if rng.integers(2) else reversed(choices)
+            order = rng.permutation(len(facts))
+            return layout.write([facts[i] for i in order], first, second, read["root"])
+    raise TaskError(
+        f"prosqa: {show(question)} is not a question of the task in any of its forms "
+        f"({', '.join(FORMS)}); it cannot be reshuffled"
+    )
 
 
 def check_chain(problem: Problem, steps: Sequence[str]) -> Score:
     """Are these steps an unbroken chain of edges of the problem's graph from root to target?
 
-    Takes steps of either form. `value` is the share of steps before the first bad one if the chain
+    Takes steps of any form. `value` is the share of steps before the first bad one if the chain
     is wrong, `parsed` those steps; `reason` names the first fault. Any strings are safe.
     """
     data = problem.data
@@ -358,6 +491,26 @@ def _sentence(symbols: Sequence[str], start: int, end: int) -> str:
     # Names are the only symbols with a capital letter; each other subject stands after "Every".
     subject = symbols[start]
     return f"{'' if subject[0].isupper() else 'Every '}{subject} is a {symbols[end]}."
+
+
+def _mirrored(hops: int, root: int, chain: int) -> Graph:
+    """Two halves of a root and two chains, asked for the end of one chain of that root's half.
+
+    Nodes are numbered by depth, so that from < to: root r, then 2 + 4 (depth - 1) + 2 r + chain.
+    """
+
+    def node(half: int, line: int, depth: int) -> int:
+        return half if depth == 0 else 2 + _MIRRORED_WIDTH * (depth - 1) + 2 * half + line
+
+    edges = tuple(
+        (node(half, line, depth - 1), node(half, line, depth))
+        for depth in range(1, hops + 1)
+        for half in (0, 1)
+        for line in (0, 1)
+    )
+    path = tuple(node(root, chain, depth) for depth in range(hops + 1))
+    n = 2 + _MIRRORED_WIDTH * hops
+    return Graph(n, edges, root, path[-1], node(1 - root, chain, hops), path)
 
 
 def _pick(nodes: Sequence[int], rng: np.random.Generator) -> int:

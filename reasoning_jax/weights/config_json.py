@@ -64,6 +64,11 @@ def family_of(config: ModelConfig) -> str:
     Raises:
       WeightsError: none does; names the field that stands in the way.
     """
+    if config.pair_rows:
+        raise WeightsError(
+            f"no Hugging Face family ({', '.join(FAMILIES)}) reads pairs of words, and this model "
+            f"has pair_rows={config.pair_rows}"
+        )
     distance = {
         family: [name for name, value in fixed.items() if getattr(config, name) != value]
         for family, fixed in FAMILIES.items()

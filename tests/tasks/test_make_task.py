@@ -47,6 +47,15 @@ def test_a_task_is_its_name_and_its_dials(name):
         ("prosqa", {"depth_weight": "1"}, "must be a number"),
         ("prosqa", {"n_nodes": 39}, "there are 38 concepts"),
         ("prosqa", {"n_nodes": 8, "min_hops": 6}, "have no longer path than 5"),
+        ("prosqa", {"form": "fuse"}, "Did you mean 'fused'?"),
+        ("prosqa", {"family": "mirror"}, "Did you mean 'mirrored'?"),
+        ("prosqa", {"family": "mirrored", "n_nodes": 14}, "n_nodes=14 has no effect on family="),
+        ("prosqa", {"family": "mirrored", "parent_rate": 2.0}, "leave it at 1.5"),
+        ("prosqa", {"family": "mirrored", "first_family": 0.5}, "leave it at 0.35"),
+        ("prosqa", {"family": "mirrored", "second_family": 0.5}, "leave it at 0.7"),
+        ("prosqa", {"family": "mirrored", "depth_weight": 0.0}, "depth_weight=0.0 has no effect"),
+        ("prosqa", {"family": "mirrored", "max_hops": 10}, "has at most 9 hops"),
+        ("prosqa", {"family": "mirrored", "form": "fused", "max_hops": 50}, "at most 49 hops"),
     ],
 )
 def test_a_bad_task_or_dial_is_refused_with_the_rule(name, dials, told):

@@ -1,0 +1,78 @@
+"""From a config to the parts of a run: what a vocabulary of pairs brings with it."""
+
+import numpy as np
+import pytest
+
+from reasoning_jax import config as C
+from reasoning_jax import config_check as K
+from reasoning_jax.commands.assemble import assemble
+from reasoning_jax.vocab import Vocab, VocabError
+
+
+def pair_config(**changes):
+    """Fused questions on small mirrored graphs."""
+    config = C.to_dict(C.Config())
+    config["task"] = {
+        "name": "prosqa", "form": "fused", "family": "mirrored", "min_hops": 2, "max_hops": 2,
+    }  # fmt: skip
+    config["vocab"]["kind"] = "pair"
+    config["data"] |= {"seq_len": 32, "answer_prefix": "[A] "}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return K.from_dict(config)
+
+
+def test_pairs_reach_the_model_as_inputs_and_no_label():
+    # Catches: pairs among the words, pair_rows left 0, a pair where a label is looked up.
+    assembly = assemble(pair_config())
+    vocab, model = assembly.vocab, assembly.model
+    assert (model.vocab_size, model.pair_rows) == (vocab.size, vocab.pairs)
+    assert not any(">" in word for word in vocab.codec.to_dict()["words"])
+    example = assembly.examples("train")[0]
+    row = assembly.encoder.encode(example, np.random.default_rng(0))
+    pairs = row["actions"] >= vocab.size
+    assert pairs.sum() == 8 == example.question.count(">")
+    assert row["actions"].max() < vocab.size + vocab.pairs**2
+    assert row["labels"].max() < vocab.size
+    assert (row["labels"] == vocab.pad_id).sum() == 8
+    assert not row["weights"][row["labels"] == vocab.pad_id].any()
+    assert not pairs[row["weights"] > 0].any()
+    prompt = assembly.encoder.prompt_ids(example.question)
+    assert row["actions"][: len(prompt)].tolist() == prompt
+    with pytest.raises(VocabError, match="read and not written"):
+        assembly.encoder.response_ids("0>1")
+
+
+def test_a_saved_pair_vocabulary_gives_the_same_model():
+    config = pair_config()
+    assembly = assemble(config)
+    saved = Vocab.from_dict(assembly.vocab.to_dict())
+    assert assemble(config, saved).model == assembly.model
+    # A config that was saved with its model says the same again.
+    assert assemble(pair_config(model__pair_rows=saved.pairs)).model == assembly.model
+
+
+@pytest.mark.parametrize("kind", ["pair", "word"])
+def test_pair_rows_that_are_not_the_vocabularys_are_refused(kind):
+    config = pair_config(model__pair_rows=3, vocab__kind=kind, task__form="symbolic")
+    with pytest.raises(C.ConfigError, match=r"model\.pair_rows=3 but .* leave it 0"):
+        assemble(config)
+
+
+def test_fused_questions_in_a_word_vocabulary_name_the_kind_that_is_needed():
+    with pytest.raises(VocabError, match=r'vocab\.kind="pair" encodes it'):
+        assemble(pair_config(vocab__kind="word"))
+
+
+def test_pairs_in_a_file_are_no_words_but_their_halves_are(tmp_path):
+    # Catches: pairs kept as words, which the codec refuses.
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "7>8 8>9 [Q] 9", "answer": "9"}\n', encoding="utf-8")
+    files = {"path": str(path), "validation_path": str(path), "answer_prefix": ""}
+    config = pair_config(
+        data__source="jsonl", **{f"data__{name}": value for name, value in files.items()}
+    )
+    words = assemble(config).vocab.codec.to_dict()["words"]
+    assert {"7", "8", "9"} <= set(words)
+    assert "7>8" not in words
