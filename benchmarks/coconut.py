@@ -1,0 +1,269 @@
+"""What a Coconut step and decoding cost, beside the public reference if it is at hand.
+
+    python -m benchmarks.coconut [--reference=CHECKOUT --peer_python=PYTHON] [--rounds=7]
+        [--only=ours|reference] [--heap=kept|stock] [--core=N] [--out=FILE.json]
+
+Steps (forward, backward, AdamW; float32, no dropout, one thread on one core of a CPU) with n
+thoughts at equal total length, and greedy decoding of a prompt that ends in its thoughts. The
+reference runs in a process of its own under PYTHON (benchmarks/coconut_peer.py says what it needs);
+the two sides take turns, and which goes first alternates. A figure is the median over rounds of CPU
+seconds; the file also has every round and the wall seconds. Rows have no padding, and both sides
+have malloc keep what is freed as our training does (--heap=stock: neither), which helps the
+reference at large vocabularies. It does not say how well either learns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reasoning_jax.train.heap import keep_freed_memory
+
+PEER = Path(__file__).with_name("coconut_peer.py")
+# What keep_freed_memory asks of malloc, for a process that is yet to start.
+KEPT_HEAP = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_MMAP_MAX_": "0",
+}
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+THOUGHTS = (0, 1, 2, 4, 6, 8, 12)
+TEMPORARIES = (0, 6)
+GPT2_VOCAB = 50_260  # with the three markers
+DECODE_BATCHES = (1, 32)
+PROMPT, NEW_TOKENS = 98, 16
+SIDES = ("ours", "reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A batch and a model: a row is `prefix` tokens, a marker, thoughts, a marker, and text.
+
+    The names are those of the peer's requests. The model is a GPT-2: MLP of 4 x width, 256
+    learned positions, logits tied to the embedding; the markers are the last three ids.
+    """
+
+    thoughts: int
+    batch: int = 8
+    length: int = 128
+    prefix: int = 90
+    layers: int = 4
+    width: int = 256
+    heads: int = 8
+    vocab: int = 128
+
+
+# A function that does one run to its end, and returns how many tokens are in it. Making it may
+# compile; its first run is not timed.
+Run = Callable[[], int]
+
+
+# --- ours: to be filled in ------------------------------------------------------------------------
+
+
+def our_step(shape: Shape) -> Run:
+    """One training step (forward, backward, AdamW); loss is on what follows the end marker."""
+    raise NotImplementedError("our_step: reasoning_jax.model.latent is not there yet")
+
+
+def our_decode(shape: Shape, batch: int, new_tokens: int) -> Run:
+    """Greedy decoding of `batch` prompts of shape.length, thoughts included; no token ends one."""
+    raise NotImplementedError("our_decode: reasoning_jax.model.latent is not there yet")
+
+
+def our_temporaries(shape: Shape) -> int:
+    """Bytes of temporaries in the compiled step: memory_analysis().temp_size_in_bytes."""
+    raise NotImplementedError("our_temporaries: reasoning_jax.model.latent is not there yet")
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """The reference's process: a request a line, an answer a line."""
+
+    def __init__(self, command: Sequence[str | Path], environment: dict[str, str]):
+        self.process = subprocess.Popen(
+            [str(word) for word in command], env=os.environ | ONE_THREAD | environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.hello = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the reference's process ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Its times. RuntimeError if it has none to give."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        if "error" in answer:
+            raise RuntimeError(f"the reference on {request}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: how ours is made, what the reference is asked, and in which unit."""
+
+    name: str
+    ours: Callable[[], Run]
+    request: dict[str, Any]
+    unit: str  # "ms" or "tokens/s"
+
+
+def rows() -> list[Row]:
+    def step(shape: Shape, name: str) -> Row:
+        request = {"work": "step", **dataclasses.asdict(shape)}
+        return Row(name, lambda: our_step(shape), request, "ms")
+
+    table = [step(Shape(n), f"step, {n} thoughts") for n in THOUGHTS]
+    table.append(step(Shape(6, vocab=GPT2_VOCAB), f"step, 6 thoughts, vocabulary {GPT2_VOCAB}"))
+    prompt = Shape(6, batch=1, length=PROMPT, prefix=PROMPT - 6 - 2)
+    request = dataclasses.asdict(prompt)
+    request |= {"work": "generate", "prompt": PROMPT, "new_tokens": NEW_TOKENS}
+    for batch in DECODE_BATCHES:
+        shape = dataclasses.replace(prompt, batch=batch)
+        name = f"decoding, ours {batch} rows, reference 1"
+        ours = lambda shape=shape: our_decode(shape, shape.batch, NEW_TOKENS)  # noqa: E731
+        table.append(Row(name, ours, request, "tokens/s"))
+    return table
+
+
+def timed(run: Run) -> dict[str, list[float]]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    tokens = run()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {"cpu": [cpu], "wall": [wall], "tokens": [tokens]}
+
+
+def measure(row: Row, peer: Peer | None, ours: bool, rounds: int) -> dict[str, Any]:
+    """{side: {"cpu", "wall", "tokens": one figure a round}} for the sides that take part."""
+    turns: dict[str, Callable[[], dict[str, list[float]]]] = {}
+    if ours:
+        run = row.ours()
+        run()
+        turns["ours"] = lambda: timed(run)
+    if peer:
+        peer.ask(row.request | {"repeats": 0})  # has its warm-up
+        turns["reference"] = lambda: peer.ask(row.request | {"repeats": 1})
+    times = {side: {"cpu": [], "wall": [], "tokens": []} for side in turns}
+    for number in range(rounds):
+        for side in list(turns)[:: -1 if number % 2 else 1]:
+            turn = turns[side]()
+            for key, values in times[side].items():
+                values.extend(turn[key])
+    return times
+
+
+def figure(times: dict[str, list[float]], unit: str, clock: str = "cpu") -> float:
+    """The median in `unit`: ms a run, or tokens a second."""
+    seconds = statistics.median(times[clock])
+    return seconds * 1e3 if unit == "ms" else times["tokens"][0] / seconds
+
+
+def line(row: Row, times: dict[str, Any]) -> str:
+    """| name | ours | reference | how many times faster ours is |"""
+    figures = {side: figure(t, row.unit) for side, t in times.items()}
+    cells = [f"{figures[side]:.0f} {row.unit}" if side in figures else "" for side in SIDES]
+    ratio = ""
+    if len(figures) == 2:
+        slow, fast = figures["reference"], figures["ours"]
+        ratio = f"{slow / fast if row.unit == 'ms' else fast / slow:.2f}x"
+    return f"| {row.name} | " + " | ".join(cells) + f" | {ratio} |"
+
+
+def use_one_core(core: int) -> None:
+    """Have this process and those it starts run on one core, and XLA compute on one thread.
+
+    Before the first computation: XLA reads its flags once.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    os.environ |= ONE_THREAD
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
+def check_one_core(core: int, hello: dict[str, Any] | None) -> None:
+    """AssertionError if a thread of ours, or the reference, may run elsewhere."""
+    assert "--xla_cpu_multi_thread_eigen=false" in os.environ["XLA_FLAGS"]
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            assert os.sched_getaffinity(int(thread)) == {core}, f"thread {thread} is not pinned"
+    if hello is not None:
+        assert (hello["threads"], hello["cores"]) == (1, [core]), hello
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/coconut")
+    parser.add_argument("--peer_python", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=SIDES)
+    parser.add_argument("--heap", choices=("kept", "stock"), default="kept")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.only == "reference" and args.reference is None:
+        parser.error("--only=reference needs --reference")
+    use_one_core(args.core)
+    ours, theirs = (args.only in (None, side) for side in SIDES)
+    if args.heap == "kept":
+        keep_freed_memory()
+    peer = None
+    if theirs and args.reference:
+        command = [args.peer_python, PEER, f"--reference={args.reference}", "--threads=1"]
+        peer = Peer(command, KEPT_HEAP if args.heap == "kept" else {})
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "core": args.core,
+        "heap": args.heap,
+        "jax": jax.__version__,
+        "reference": peer and peer.hello,
+        "load before": os.getloadavg(),
+    }
+    print(json.dumps(about), file=sys.stderr)
+    print("| | ours | reference | ours is faster by |\n|" + " --- |" * 4)
+    results = []
+    for row in rows():
+        times = measure(row, peer, ours, args.rounds)
+        print(line(row, times), flush=True)
+        results.append({"name": row.name, "request": row.request, "unit": row.unit, **times})
+    temporaries = {n: our_temporaries(Shape(n)) for n in TEMPORARIES} if ours else {}
+    for n, size in temporaries.items():
+        print(f"| temporaries of a step, {n} thoughts | {size / 1e6:.0f} MB | | |")
+    check_one_core(args.core, peer and peer.hello)
+    if peer:
+        peer.close()
+    if args.out:
+        about["load after"] = os.getloadavg()
+        whole = {"about": about, "rows": results, "temporaries": temporaries}
+        args.out.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
