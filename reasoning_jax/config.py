@@ -48,8 +48,6 @@ def _choice(default: str, *options: str) -> Any:
 class ModelConfig:
     """Architecture of the decoder. Dimension letters: D d_model, N n_heads, K n_kv_heads, ...
 
-    Input ids at or above vocab_size are pairs of the first `pair_rows` ids: their embedding is the
-    sum of the first one's row and a row of a second table.
     `rope_factor` 1 leaves RoPE unscaled; above 1 the Llama-3 frequency scaling applies.
     `loss_chunk_tokens` bounds how many tokens' vocabulary logits exist at once (0: automatic).
     `pair_rows`: input ids at or above vocab_size are pairs of the first `pair_rows` ids: their
@@ -58,7 +56,6 @@ class ModelConfig:
     """
 
     vocab_size: int = _number(0, 0)
-    pair_rows: int = _number(0, 0)
     d_model: int = _number(128, 1)
     n_layers: int = _number(2, 1)
     n_heads: int = _number(4, 1)

@@ -386,8 +386,8 @@ def _check_latent(config: Config) -> None:
             )
     if data.reshuffle_edges and mode == "off":
         raise ConfigError(
-            'data.reshuffle_edges=True goes with a latent.mode; got latent.mode="off"; for plain text '
-            'use latent.mode="cot"'
+            'data.reshuffle_edges=True goes with a latent.mode; got latent.mode="off"; for plain '
+            'text use latent.mode="cot"'
         )
     if mode == "off":
         return
@@ -418,8 +418,8 @@ def _check_latent(config: Config) -> None:
             )
         if mode in ("no_curriculum", "pause") and latent.max_latent_stage == 0:
             raise ConfigError(
-                f'latent.max_latent_stage=0 leaves latent.mode="{mode}" without a thought; use 1 or '
-                "more"
+                f'latent.max_latent_stage=0 leaves latent.mode="{mode}" without a thought; use 1 '
+                "or more"
             )
         if config.sampling.method != "sample":
             raise ConfigError(

@@ -82,8 +82,8 @@ def train(
 
 
 def make_source(assembly: Assembly, mesh: jax.sharding.Mesh) -> BatchSource:
-    """The training data of a run: for SequenceMatch with rollouts beside it, for Coconut in
-    stages.""" config = assembly.config
+    """The training data of a run: with rollouts (SequenceMatch), or in stages (Coconut)."""
+    config = assembly.config
     examples, T = assembly.examples("train"), config.data.seq_len
     if assembly.staged is not None:
         measure = None

@@ -204,8 +204,8 @@ class StagedEncoder:
     def __post_init__(self) -> None:
         if self.curriculum.mode.slots and LATENT not in self.encoder.vocab.specials:
             raise ConfigError(
-                f'latent.mode="{self.curriculum.config.mode}" needs a vocabulary with {LATENT}; set
-                ' "vocab.latent=True"
+                f"latent.mode={self.curriculum.config.mode!r} needs a vocabulary with {LATENT}; "
+                "set vocab.latent=True"
             )
 
     @property
