@@ -22,6 +22,12 @@ CASES = {
     "countdown": ("countdown", {"min_numbers": 3, "max_numbers": 6}),
     "prosqa": ("prosqa", {}),
     "prosqa symbolic": ("prosqa", {"form": "symbolic", "relabel": True, "n_nodes": 40}),
+    "prontoqa": ("prontoqa", {}),
+    "prontoqa wide": (
+        "prontoqa",
+        {"min_hops": 1, "max_hops": 4, "distractors": 4, "branches": 3, "order": "forward"},
+    ),
+    "prontoqa bare": ("prontoqa", {"min_hops": 2, "branches": 0, "property_rate": 0.0}),
     "gym chain_sum": ("reasoning_gym", {"dials": (("max_terms", 3),)}),
     "gym basic_arithmetic": ("reasoning_gym", {"dataset": "basic_arithmetic"}),
     "gym graph_color": ("reasoning_gym", {"dataset": "graph_color", "dials": '{"num_colors": 4}'}),

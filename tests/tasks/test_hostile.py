@@ -14,6 +14,7 @@ TASKS = {
     "countdown": ("countdown", {"min_numbers": 3, "max_numbers": 6}),
     "prosqa": ("prosqa", {}),
     "prosqa symbolic": ("prosqa", {"form": "symbolic"}),
+    "prontoqa": ("prontoqa", {}),
     "gym chain_sum": ("reasoning_gym", {}),
     "gym graph_color": ("reasoning_gym", {"dataset": "graph_color"}),
     "gym countdown": ("reasoning_gym", {"dataset": "countdown"}),

@@ -47,6 +47,10 @@ def test_a_task_is_its_name_and_its_dials(name):
         ("prosqa", {"depth_weight": "1"}, "must be a number"),
         ("prosqa", {"n_nodes": 39}, "there are 38 concepts"),
         ("prosqa", {"n_nodes": 8, "min_hops": 6}, "have no longer path than 5"),
+        ("prontoqa", {"min_hops": 6}, "min_hops=6: must not be above max_hops=5"),
+        ("prontoqa", {"distractors": 0}, "distractors=0: must be an integer from 1"),
+        ("prontoqa", {"max_hops": 19}, "need 40 concepts"),
+        ("prontoqa", {"order": "forwards"}, "Did you mean 'forward'?"),
     ],
 )
 def test_a_bad_task_or_dial_is_refused_with_the_rule(name, dials, told):
