@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[str, str]] = {
     "countdown": ("reasoning_jax.tasks.countdown", "Countdown"),
     "prosqa": ("reasoning_jax.tasks.prosqa", "ProsQA"),
     "prontoqa": ("reasoning_jax.tasks.prontoqa", "ProntoQA"),
+    "gsm_chain": ("reasoning_jax.tasks.gsm_chain", "GsmChain"),
     "reasoning_gym": ("reasoning_jax.tasks.gym", "ReasoningGym"),
 }
 

@@ -15,6 +15,7 @@ TASKS = {
     "prosqa": ("prosqa", {}),
     "prosqa symbolic": ("prosqa", {"form": "symbolic"}),
     "prontoqa": ("prontoqa", {}),
+    "gsm_chain": ("gsm_chain", {}),
     "gym chain_sum": ("reasoning_gym", {}),
     "gym graph_color": ("reasoning_gym", {"dataset": "graph_color"}),
     "gym countdown": ("reasoning_gym", {"dataset": "countdown"}),

@@ -51,6 +51,10 @@ def test_a_task_is_its_name_and_its_dials(name):
         ("prontoqa", {"distractors": 0}, "distractors=0: must be an integer from 1"),
         ("prontoqa", {"max_hops": 19}, "need 40 concepts"),
         ("prontoqa", {"order": "forwards"}, "Did you mean 'forward'?"),
+        ("gsm_chain", {"max_steps": 13}, "must be an integer from 1 to 12"),
+        ("gsm_chain", {"operations": ("plus",)}, "must be one of add, sub, mul, div"),
+        ("gsm_chain", {"max_value": 3}, "max_value=3: must be an integer from 4"),
+        ("gsm_chain", {"long_steps": 1}, "long_steps=1: must be True or False"),
     ],
 )
 def test_a_bad_task_or_dial_is_refused_with_the_rule(name, dials, told):
