@@ -30,6 +30,8 @@ TASKS: dict[str, tuple[str, str]] = {
     "add_or_sub_in_base": ("reasoning_jax.tasks.arithmetic", "AddOrSubInBase"),
     "countdown": ("reasoning_jax.tasks.countdown", "Countdown"),
     "prosqa": ("reasoning_jax.tasks.prosqa", "ProsQA"),
+    "prontoqa": ("reasoning_jax.tasks.prontoqa", "ProntoQA"),
+    "gsm_chain": ("reasoning_jax.tasks.gsm_chain", "GsmChain"),
     "reasoning_gym": ("reasoning_jax.tasks.gym", "ReasoningGym"),
 }
 

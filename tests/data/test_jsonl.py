@@ -69,6 +69,29 @@ def test_icot_lines(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_icot_lines_keep_what_the_published_files_have_in_them(tmp_path, end):
+    # Commas in answers, negative and decimal numbers, brackets, no steps, non-ASCII quotes.
+    lines = {
+        "Mia’s  pay | tax?  ||<<5*1,000=5,000>> #### 5,000": (("<<5*1,000=5,000>>",), "5,000"),
+        "How cold?||<<4-7=-3>>  <<-3-.5=-3.5>> #### -3.5": (
+            ("<<4-7=-3>>", "<<-3-.5=-3.5>>"),
+            "-3.5",
+        ),
+        "Half #3?||<<3*(16.50+2)/100=.555>> <<8=8>>####0.50 ": (
+            ("<<3*(16.50+2)/100=.555>>", "<<8=8>>"),
+            "0.50",
+        ),
+        "None?|| #### 1,450,000": ((), "1,450,000"),
+    }
+    (tmp_path / "a.txt").write_bytes(end.join(line.encode() for line in lines))
+    wanted = [
+        Example(line.split("||")[0].strip(), steps, answer, index=index)
+        for index, (line, (steps, answer)) in enumerate(lines.items())
+    ]
+    assert list(JsonlSource(tmp_path / "a.txt")) == wanted
+
+
 def test_a_grain_pipeline_takes_it(tmp_path):
     path = write(tmp_path / "a.jsonl", *(json.dumps(r) for r in records(10)))
     source = JsonlSource(path)

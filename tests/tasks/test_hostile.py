@@ -15,6 +15,8 @@ TASKS = {
     "prosqa": ("prosqa", {}),
     "prosqa symbolic": ("prosqa", {"form": "symbolic"}),
     "prosqa fused": ("prosqa", {"form": "fused", "family": "mirrored"}),
+    "prontoqa": ("prontoqa", {}),
+    "gsm_chain": ("gsm_chain", {}),
     "gym chain_sum": ("reasoning_gym", {}),
     "gym graph_color": ("reasoning_gym", {"dataset": "graph_color"}),
     "gym countdown": ("reasoning_gym", {"dataset": "countdown"}),

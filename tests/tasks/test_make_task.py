@@ -56,6 +56,14 @@ def test_a_task_is_its_name_and_its_dials(name):
         ("prosqa", {"family": "mirrored", "depth_weight": 0.0}, "depth_weight=0.0 has no effect"),
         ("prosqa", {"family": "mirrored", "max_hops": 10}, "has at most 9 hops"),
         ("prosqa", {"family": "mirrored", "form": "fused", "max_hops": 50}, "at most 49 hops"),
+        ("prontoqa", {"min_hops": 6}, "min_hops=6: must not be above max_hops=5"),
+        ("prontoqa", {"distractors": 0}, "distractors=0: must be an integer from 1"),
+        ("prontoqa", {"max_hops": 19}, "need 40 concepts"),
+        ("prontoqa", {"order": "forwards"}, "Did you mean 'forward'?"),
+        ("gsm_chain", {"max_steps": 13}, "must be an integer from 1 to 12"),
+        ("gsm_chain", {"operations": ("plus",)}, "must be one of add, sub, mul, div"),
+        ("gsm_chain", {"max_value": 3}, "max_value=3: must be an integer from 4"),
+        ("gsm_chain", {"long_steps": 1}, "long_steps=1: must be True or False"),
     ],
 )
 def test_a_bad_task_or_dial_is_refused_with_the_rule(name, dials, told):
