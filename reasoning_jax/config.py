@@ -268,14 +268,16 @@ class LatentConfig:
     pad_latent_to_max: beyond it, thoughts for max_latent_stage steps even where a row has fewer.
     epochs_per_stage: an epoch is all training examples once. stage_steps, if given, says instead
       how many training steps each stage from start_stage on takes; the last one goes on.
-    advance: by "schedule", or by "mastery": when the stage's validation target_mass (accuracy,
+    advance: by "schedule", or by "mastery": when the stage's validation frontier_mass (accuracy,
       where the target is the "rest") reaches `mastery`, looked at every `mastery_every_steps`, but
       not later than the schedule.
     uniform_prob: the share of rows whose stage is drawn from 0 to their number of steps.
-    reset_optimizer: at the start of every "stage" (the paper's text), "epoch" (its code), or
-    "never". markers: <bot> before and <eot> behind the thoughts.
-    target: the "rest" of the text, or the "next_step" alone: of stage s the step s + 1 (any right
-      one, drawn), and beyond the last step the answer behind answer_prefix, which is given.
+    reset_optimizer: at the start of every "stage" (the paper's text) or "epoch" (its code), or
+      "never".
+    markers: <bot> before and <eot> behind the thoughts.
+    target: the "rest" of the text, or the "next_step" alone: of stage s the step s + 1, drawn from
+      those on a "shortest" path or from the whole "frontier" (`draw`), and beyond the last step
+      the answer behind answer_prefix, which is given.
     thought: what is fed back: the state after the "final_norm", or the "residual" before it.
     thought_scale: "embedding" scales every thought to the root mean square of the embeddings.
     jacobi_iterations: 0 is the chain of thoughts; T > 0 updates all of them in parallel T times.
@@ -302,6 +304,7 @@ class LatentConfig:
     mastery_every_steps: int = _number(100, 1)
     markers: bool = True
     target: str = _choice("rest", "next_step")
+    draw: str = _choice("shortest", "frontier")
     thought: str = _choice("final_norm", "residual")
     thought_scale: str = _choice("none", "embedding")
     jacobi_iterations: int = _number(0, 0, 64)

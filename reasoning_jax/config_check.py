@@ -335,13 +335,13 @@ _STAGED = (
     "mastery_every_steps", "reset_optimizer",
 )  # fmt: skip
 _ALWAYS = ("mode", "prompt_columns")
-_SLOTS = ("c_thought", "markers", "max_latent_stage", "pad_latent_to_max", "target")
+_SLOTS = ("c_thought", "markers", "max_latent_stage", "pad_latent_to_max", "target", "draw")
 _FED_BACK = ("thought", "thought_scale", "jacobi_iterations")
 _LATENT_KEYS = {
     "off": (),
     "coconut": (*_ALWAYS, *_STAGED, *_SLOTS, *_FED_BACK),
     "no_curriculum": (*_ALWAYS, *_SLOTS, *_FED_BACK),
-    "no_thought": (*_ALWAYS, *_STAGED, "max_latent_stage", "pad_latent_to_max", "target"),
+    "no_thought": (*_ALWAYS, *_STAGED, "max_latent_stage", "pad_latent_to_max", "target", "draw"),
     "pause_as_thought": (*_ALWAYS, *_STAGED, *_SLOTS),
     "pause": (*_ALWAYS, *_SLOTS),
     "cot": (*_ALWAYS, "target"),
@@ -446,6 +446,11 @@ def _check_latent(config: Config) -> None:
         raise ConfigError(
             f"latent.epochs_per_stage={latent.epochs_per_stage} has no effect with "
             f"latent.stage_steps={latent.stage_steps}; give one of the two"
+        )
+    if latent.draw != "shortest" and latent.target != "next_step":
+        raise ConfigError(
+            f'latent.draw="{latent.draw}" has no effect on latent.target="{latent.target}"; set it '
+            'to "next_step"'
         )
     if latent.advance != "mastery":
         for key in ("mastery", "mastery_every_steps"):

@@ -11,8 +11,6 @@ Scales   cpu: two mirrored halves, 3 hops, an edge a column (the setting is ours
 """  # noqa: E501
 
 from reasoning_jax import config as rc
-from reasoning_jax.report.study import PaperNumber, Study
-from reasoning_jax.sweep import chain, product, sweep
 from reasoning_jax.tasks import task_dials
 
 MODES = (
@@ -69,6 +67,7 @@ def get_config(arg: str = ""):
     config.model.mlp = "gelu"
     config.model.position = "none" if config.task["form"] == "fused" else "learned"
     config.model.max_positions = 256
+    config.model.init_std = 0.125
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "constant"
     config.optimizer.weight_decay = 0.0

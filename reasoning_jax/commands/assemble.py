@@ -365,7 +365,7 @@ def evaluation_items(
         if assembly.staged is not None:
             plan = answer_plan(assembly, stage, len(example.steps))
             prompt_ids, _ = assembly.staged.context(example, plan)
-            response_ids, _ = assembly.staged.target(example, plan)
+            response_ids, _, _ = assembly.staged.target(example, plan)
             if assembly.staged.alone:
                 response_ids = [*response_ids, encoder.vocab.eos_id]
                 encoded = [encoder.vocab.encode(option) for option in example.options]

@@ -114,8 +114,8 @@ def make_source(assembly: Assembly, mesh: jax.sharding.Mesh) -> BatchSource:
 def make_mastery(
     assembly: Assembly, mesh: jax.sharding.Mesh
 ) -> Callable[[states.TrainState, int], float]:
-    """How well a state meets the target of a stage on validation rows: the probability of all right
-    next steps, or the accuracy where the target is the rest of the text.
+    """How well a state meets the target of a stage on validation rows: the probability of the
+    frontier, or the accuracy where the target is the rest of the text.
     """
     config = assembly.config
     of_stage = functools.cache(functools.partial(validation_rows, assembly, mesh))
@@ -124,7 +124,7 @@ def make_mastery(
     def measure(state: states.TrainState, stage: int) -> float:
         adapters = states.adapters(state.params, config)
         found = loop.validation_loss(loss, state, of_stage(stage), adapters)
-        return found.get("target_mass", found["accuracy"])
+        return found.get("frontier_mass", found["accuracy"])
 
     return measure
 

@@ -41,7 +41,7 @@ class Batch:
 
     `prefix`, `thoughts` (static): with a prefix, rows are padded on the left too, so that what
     follows the prompt, at most `thoughts` latent thoughts first, begins in that column. `accept`
-    [B, K]: where the label is one of several right ones, all of them, filled up with -1.
+    [B, K]: where the label is one of several, all of them, filled up with -1.
     """
 
     actions: Int[Array, "B T"]

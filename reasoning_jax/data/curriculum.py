@@ -227,8 +227,10 @@ class StagedEncoder:
             given = encoder.vocab.encode(encoder.data.answer_prefix)
         return [*before, *slots, *behind, *given], len(before)
 
-    def target(self, example: Example, plan: RowPlan) -> tuple[list[int], list[int]]:
-        """(target ids, acceptable ids in place of the only one).
+    def target(self, example: Example, plan: RowPlan) -> tuple[list[int], list[int], list[int]]:
+        """(target ids, ids that may stand in the place of the only one, ids of the frontier there).
+
+        Without alternatives, as where the target is the rest of the text, the lists are empty.
 
         Raises:
           ConfigError: a next step or answer that is not one token.
@@ -237,23 +239,27 @@ class StagedEncoder:
         encode = encoder.vocab.encode
         if self.alone:
             if plan.final:
-                texts = [example.answer]
-            else:
-                choices = example.step_choices[plan.drop : plan.drop + 1]
-                texts = list(choices[0]) if choices else [example.steps[plan.drop]]
-            accept = [encode(text) for text in texts]
-            for text, ids in zip(texts, accept):
-                if len(ids) != 1:
-                    raise ConfigError(
-                        f'latent.target="next_step": {text!r} is {len(ids)} tokens in this '
-                        'vocabulary, one is needed; use latent.target="rest"'
-                    )
-            return accept[0], [ids[0] for ids in accept]
+                answer = self._one(example.answer)
+                return [answer], [answer], [answer]
+            k = plan.drop
+            texts = example.step_choices[k] if example.step_choices else (example.steps[k],)
+            right = list(map(self._one, texts))
+            frontier = list(map(self._one, example.frontiers[k])) if example.frontiers else right
+            return [self._one(example.steps[k])], right, frontier
         steps = [encode(step + data.step_suffix) for step in example.steps[plan.drop :]]
         chain = [i for ids in steps for i in ids]
         chain = [] if plan.drop_tokens and plan.final else chain[plan.drop_tokens :]
         answer = encode(data.answer_prefix + example.answer)
-        return [*chain, *answer, encoder.vocab.eos_id], []
+        return [*chain, *answer, encoder.vocab.eos_id], [], []
+
+    def _one(self, text: str) -> int:
+        ids = self.encoder.vocab.encode(text)
+        if len(ids) != 1:
+            raise ConfigError(
+                f'latent.target="next_step": {text!r} is {len(ids)} tokens in this vocabulary, one '
+                'is needed; use latent.target="rest"'
+            )
+        return ids[0]
 
     def encode(
         self, example: Example, stage: int, rng: np.random.Generator, *, clean: bool = False
@@ -271,9 +277,10 @@ class StagedEncoder:
         curriculum, n_steps = self.curriculum, len(example.steps)
         plan = curriculum.plan(stage, n_steps) if clean else curriculum.drawn(stage, n_steps, rng)
         context, first = self.context(example, plan)
-        target, accept = self.target(example, plan)
-        if len(accept) > 1 and not clean:
-            target = [accept[int(rng.integers(len(accept)))]]
+        target, right, frontier = self.target(example, plan)
+        drawn_from = frontier if curriculum.config.draw == "frontier" else right
+        if len(drawn_from) > 1 and not clean:
+            target = [drawn_from[int(rng.integers(len(drawn_from)))]]
         self._check_room(example, len(context) + len(target) - 1, first)
         actions = np.array([*context, *target[:-1]], np.int32)
         n, p = len(actions), len(context)
@@ -281,12 +288,12 @@ class StagedEncoder:
         weights[p - 1 :] = 1.0
         return {
             "actions": actions,
-            "labels": np.array([*context[1:], *target], np.int32),
+            "labels": np.array([*[0] * (p - 1), *target], np.int32),
             "weights": weights,
             "floor": np.full(n, p - 1, np.int32),
             "noised": np.zeros(n, np.int32),
             "first": np.array(first, np.int32),
-            "accept": np.array(accept, np.int32),
+            "accept": np.array(frontier, np.int32),
         }
 
     def _check_room(self, example: Example, columns: int, first: int) -> None:

@@ -24,8 +24,8 @@ class Example:
     follows it.
 
     `step_choices`: for step k the texts of all right next steps, that of `steps` among them;
-    `options`: the answers to choose from, the right one first. Both are empty where the source
-    does not know them.
+    `frontiers`: of all next steps that a search in breadth would take up then; `options`: the
+    answers to choose from, the right one first. All are empty where the source does not know them.
     """
 
     question: str
@@ -35,6 +35,7 @@ class Example:
     index: int = 0
     ends: bool = True
     step_choices: tuple[tuple[str, ...], ...] = ()
+    frontiers: tuple[tuple[str, ...], ...] = ()
     options: tuple[str, ...] = ()
 
 
@@ -75,14 +76,18 @@ class TaskSource:
 
 def example_of(problem: Problem, index: int, with_steps: bool = True) -> Example:
     """What a model is shown of a problem."""
-    step_choices = problem.data.get("step_choices", ()) if with_steps else ()
+
+    def next_steps(name: str) -> tuple[tuple[str, ...], ...]:
+        return tuple(map(tuple, problem.data.get(name, ()))) if with_steps else ()
+
     return Example(
         question=problem.question,
         steps=problem.steps if with_steps else (),
         answer=problem.answer,
         difficulty=problem.difficulty,
         index=index,
-        step_choices=tuple(map(tuple, step_choices)),
+        step_choices=next_steps("step_choices"),
+        frontiers=next_steps("frontiers"),
         options=tuple(problem.data.get("options", ())),
     )
 

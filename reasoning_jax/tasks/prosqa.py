@@ -182,9 +182,9 @@ class ProsQA:
         """The problem of this seed in this split; raises `TaskError` as `draw_in_split` does.
 
         `data` has the keys of the published rows (idx_to_symbol, edges, root, target, neg_target),
-        `nodes`, and `step_choices` and `options` as an `Example` has them. Fitted problems with one
-        graph and one question share a split whatever their names; mirrored ones, whose graph is
-        always the same, where the names are the same too.
+        `nodes`, and `step_choices`, `frontiers` and `options` as an `Example` has them. Fitted
+        problems with one graph and one question share a split whatever their names; mirrored ones,
+        whose graph is always the same, where the names are the same too.
         """
 
         def draw(rng: np.random.Generator) -> tuple[str, Problem] | None:
@@ -361,6 +361,7 @@ class ProsQA:
         answer, other = (
             self._answer(symbols, graph.root, end) for end in (graph.target, graph.neg_target)
         )
+        choices, frontiers = self._next_steps(graph, symbols)
         return Problem(
             task=self.name,
             seed=seed,
@@ -376,7 +377,8 @@ class ProsQA:
                 "target": graph.target,
                 "neg_target": graph.neg_target,
                 "idx_to_symbol": symbols,
-                "step_choices": self._step_choices(graph, symbols),
+                "step_choices": choices,
+                "frontiers": frontiers,
                 "options": [answer, other],
             },
         )
@@ -392,8 +394,12 @@ class ProsQA:
     def _step(self, symbols: Sequence[str], start: int, end: int) -> str:
         return _sentence(symbols, start, end) if self.form == "text" else symbols[end]
 
-    def _step_choices(self, graph: Graph, symbols: Sequence[str]) -> list[list[str]]:
-        """For each step the texts, in the order of nodes, of those on any shortest path."""
+    def _next_steps(
+        self, graph: Graph, symbols: Sequence[str]
+    ) -> tuple[list[list[str]], list[list[str]]]:
+        """(choices, frontiers): for each step the texts, in the order of edges, of those on any
+        shortest path, and of those that lead one edge farther from the root, wherever they end.
+        """
         children: list[list[int]] = [[] for _ in range(graph.n)]
         parents: list[list[int]] = [[] for _ in range(graph.n)]
         for start, end in graph.edges:
@@ -401,12 +407,17 @@ class ProsQA:
             parents[end].append(start)
         behind, ahead = _distances(children, graph.root), _distances(parents, graph.target)
         hops = len(graph.path) - 1
-        # A dict: several edges into one node are one step in the symbolic form.
+        # Dicts: several edges into one node are one step in the symbolic form.
         choices: list[dict[str, None]] = [{} for _ in range(hops)]
+        frontiers: list[dict[str, None]] = [{} for _ in range(hops)]
         for start, end in graph.edges:
-            if start in behind and end in ahead and behind[start] + 1 + ahead[end] == hops:
-                choices[behind[start]][self._step(symbols, start, end)] = None
-        return [list(texts) for texts in choices]
+            depth = behind.get(start, hops)
+            if depth < hops and behind[end] == depth + 1:
+                text = self._step(symbols, start, end)
+                frontiers[depth][text] = None
+                if end in ahead and depth + 1 + ahead[end] == hops:
+                    choices[depth][text] = None
+        return list(map(list, choices)), list(map(list, frontiers))
 
     def _answer(self, symbols: Sequence[str], root: int, target: int) -> str:
         return _sentence(symbols, root, target) if self.form == "text" else symbols[target]

@@ -149,7 +149,8 @@ def staged_loss(
     """Cross-entropy of what stands behind the thoughts (Coconut, arXiv 2412.06769, section 3), with
     logits only from the last column of the prompts on.
 
-    "target_mass" is the probability of all right labels, where a label is one of several.
+    "frontier_mass" is the probability of all that a search in breadth would take up next, where the
+    label is one of these.
     "thought_norm" is the mean norm of what is fed back over that of the token embeddings.
     """
     begin = batch.prefix - 1
@@ -169,7 +170,7 @@ def staged_loss(
         log_probs = jax.nn.log_softmax(readout.logits(params, config, state))
         right = (batch.accept[..., None] == jnp.arange(log_probs.shape[-1])).any(axis=1)
         mass = jnp.where(right, jnp.exp(log_probs), 0.0).sum(axis=-1)
-        metrics["target_mass"] = masked_sum(mass, rows)
+        metrics["frontier_mass"] = masked_sum(mass, rows)
     if batch.thoughts:
         assert thoughts is not None
         columns = batch.actions[:, batch.prefix : batch.prefix + batch.thoughts]
