@@ -26,7 +26,7 @@ _CHECKOUT = Path(__file__).parent.parent.parent
 
 
 def experiment_file(name: str) -> Path:
-    """configs/NAME.py, here or in the checkout that this package is from.
+    """configs/NAME.py, here or in the checkout that this package is from; "-" and "_" are alike.
 
     Raises:
       ConfigError: there is no such experiment; names those that there are.
@@ -34,11 +34,11 @@ def experiment_file(name: str) -> Path:
     known: dict[str, Path] = {}
     for root in (_CHECKOUT / "configs", Path("configs")):
         for path in sorted(root.glob("*/*.py")):
-            known[path.relative_to(root).with_suffix("").as_posix()] = path
-    if name not in known:
+            known[path.relative_to(root).with_suffix("").as_posix().replace("_", "-")] = path
+    if name.replace("_", "-") not in known:
         hint = nearest_name(name, list(known)) if known else "; run it in a checkout of the project"
         raise ConfigError(f"there is no experiment {name[:80]!r}{hint}")
-    return known[name]
+    return known[name.replace("_", "-")]
 
 
 def reproduce(

@@ -72,8 +72,11 @@ def arm_labels(points: Sequence[Mapping[str, Any]], seeds_key: str) -> list[str]
         found: list[str] = []
         for key, value in point.items():
             if key == "arg":
-                # An objective is known by its name.
-                found += [part.removeprefix("objective=") for part in str(value).split(",")]
+                # An objective and a mode are known by their names.
+                found += [
+                    part.removeprefix("objective=").removeprefix("mode=")
+                    for part in str(value).split(",")
+                ]
             elif key != seeds_key:
                 found.append(f"{key}={value}")
         return found
