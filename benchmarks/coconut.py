@@ -29,8 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from reasoning_jax import sharding
+from reasoning_jax.config import Config, ModelConfig, OptimizerConfig, SamplingConfig
+from reasoning_jax.data.batch import Batch
+from reasoning_jax.decoding.rows import slots_of
+from reasoning_jax.decoding.sampler import ActionIds, Thinking, make_sampler
+from reasoning_jax.model import latent, spec, transformer
 from reasoning_jax.train.heap import keep_freed_memory
+from reasoning_jax.train.program import fresh_state, make_program
 
 PEER = Path(__file__).with_name("coconut_peer.py")
 # What keep_freed_memory asks of malloc, for a process that is yet to start.
@@ -71,25 +80,96 @@ class Shape:
 Run = Callable[[], int]
 
 
-# --- ours: to be filled in ------------------------------------------------------------------------
+def our_model(shape: Shape) -> ModelConfig:
+    width = shape.width
+    return ModelConfig(
+        vocab_size=shape.vocab, d_model=width, n_layers=shape.layers, n_heads=shape.heads,
+        n_kv_heads=shape.heads, head_dim=width // shape.heads, d_ff=4 * width, norm="layernorm",
+        position="learned", max_positions=256, mlp="gelu", qkv_bias=True, output_bias=True,
+    )  # fmt: skip
+
+
+def our_rows(shape: Shape) -> np.ndarray:
+    """Random text with the markers and thoughts where the shape has them, [batch, length]."""
+    rows = np.random.default_rng(0).integers(0, shape.vocab - 3, (shape.batch, shape.length))
+    begin, end, thought = shape.vocab - 3, shape.vocab - 2, shape.vocab - 1
+    first = shape.prefix + 1
+    rows[:, shape.prefix] = begin
+    rows[:, first : first + shape.thoughts] = thought
+    rows[:, first + shape.thoughts] = end
+    return rows.astype(np.int32)
+
+
+def our_compiled(shape: Shape) -> tuple[Any, Any, Batch]:
+    """(the compiled training step of this project, a state, a batch)."""
+    model = our_model(shape)
+    optimizer = OptimizerConfig(
+        learning_rate=1e-4, schedule="constant", warmup_steps=0, weight_decay=0.01, b2=0.999,
+        clip_norm=0.0, no_decay=(),
+    )  # fmt: skip
+    config = Config(optimizer=optimizer, model=model)
+    ids = ActionIds(eos=0, backspace=None)
+    program = make_program(config, model, ids, latent.Thoughts(shape.vocab - 1))
+    rows = our_rows(shape)
+    behind = np.arange(shape.length)[None, :] > shape.prefix + shape.thoughts
+    labels = np.concatenate([rows[:, 1:], rows[:, :1]], axis=1)
+    zeros = np.zeros_like(rows)
+    mesh = jax.sharding.get_abstract_mesh()
+    assert not mesh.empty, "run in a mesh"
+    batch = Batch(
+        actions=rows, labels=np.where(behind, labels, 0),
+        weights=np.broadcast_to(behind, rows.shape).astype(np.float32),
+        segments=zeros + 1, floor=zeros, noised=zeros,
+        prefix=shape.prefix + 1, thoughts=shape.thoughts,
+    )  # fmt: skip
+    batch = jax.tree.map(jnp.asarray, batch)
+    state = fresh_state(program, sharding.make_mesh())
+    step: Any = program.step
+    return step.lower(state, batch).compile(), state, batch
 
 
 def our_step(shape: Shape) -> Run:
     """One training step (forward, backward, AdamW); loss is on what follows the end marker."""
-    raise NotImplementedError("our_step: reasoning_jax.model.latent is not there yet")
+    step, state, batch = our_compiled(shape)
+
+    def run() -> int:
+        nonlocal state
+        state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        return shape.batch * shape.length
+
+    return run
 
 
 def our_decode(shape: Shape, batch: int, new_tokens: int) -> Run:
     """Greedy decoding of `batch` prompts of shape.length, thoughts included; no token ends one."""
-    raise NotImplementedError("our_decode: reasoning_jax.model.latent is not there yet")
+    model = our_model(shape)
+    specs = transformer.param_specs(model)
+    params = spec.init_params(jax.random.key(0), specs, jnp.float32, sharding.make_mesh())
+    rows = our_rows(dataclasses.replace(shape, batch=batch))
+    length = np.full(batch, shape.length, np.int32)
+    thinking = Thinking(latent.Thoughts(shape.vocab - 1))
+    slots = slots_of(rows, length, shape.vocab - 1, sharding.make_mesh())
+    # An id that is never drawn: nothing but the limit ends a row, with one action more.
+    sampling = SamplingConfig(temperature=0.0, max_actions=new_tokens + 1)
+    ids = ActionIds(eos=shape.vocab - 3, backspace=None, never=(shape.vocab - 3,))
+    sample = make_sampler(model, sampling, ids, thinking=thinking)
+    floor = jnp.asarray(length - 1)
+    order, key = jnp.arange(batch), jax.random.key(0)
+    prompts = jnp.asarray(rows)
+
+    def run() -> int:
+        out = sample(params, prompts, jnp.asarray(length), floor, order, key, None, None, slots)
+        written = jax.device_get(out.length)
+        assert (written == new_tokens + 1).all(), written
+        return batch * new_tokens
+
+    return run
 
 
 def our_temporaries(shape: Shape) -> int:
     """Bytes of temporaries in the compiled step: memory_analysis().temp_size_in_bytes."""
-    raise NotImplementedError("our_temporaries: reasoning_jax.model.latent is not there yet")
-
-
-# --------------------------------------------------------------------------------------------------
+    return int(our_compiled(shape)[0].memory_analysis().temp_size_in_bytes)
 
 
 class Peer:
@@ -247,6 +327,7 @@ def main() -> None:
         "load before": os.getloadavg(),
     }
     print(json.dumps(about), file=sys.stderr)
+    jax.set_mesh(sharding.make_mesh())
     print("| | ours | reference | ours is faster by |\n|" + " --- |" * 4)
     results = []
     for row in rows():

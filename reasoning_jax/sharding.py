@@ -10,6 +10,7 @@ This module never decides sizes: `config.validate` has already refused what does
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -134,16 +135,30 @@ def linear(x: jax.Array, w: jax.Array, n_in: int = 1, dtype: Any = None) -> jax.
     Output axes keep the sharding of the input axes they come from; a contraction over a split
     axis is summed over the devices.
     """
-    letters = iter(string.ascii_letters)
-    lead = [next(letters) for _ in range(x.ndim - n_in)]
-    inner = [next(letters) for _ in range(n_in)]
-    out = [next(letters) for _ in range(w.ndim - n_in)]
-    equation = f"{''.join(lead + inner)},{''.join(inner + out)}->{''.join(lead + out)}"
+    lead, out = x.shape[: x.ndim - n_in], w.shape[n_in:]
     kwargs: dict[str, Any] = {"preferred_element_type": dtype}
+    spec = None
     if has_mesh():
         spec_x, spec_w = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
-        kwargs["out_sharding"] = P(*spec_x[: len(lead)], *spec_w[n_in:])
-    return jnp.einsum(equation, x, w, **kwargs)
+        spec = P(*spec_x[: len(lead)], *spec_w[n_in:])
+    if not has_mesh() or jax.sharding.get_abstract_mesh().size == 1:
+        # On one device a product of two matrices: XLA's CPU backend is slow at more axes, above
+        # all in the gradient of the weight, which contracts several.
+        inner = math.prod(w.shape[:n_in])
+        y = jnp.matmul(_shaped(x, (-1, inner)), _shaped(w, (inner, -1)), **kwargs)
+        return _shaped(y, (*lead, *out), spec)
+    letters = iter(string.ascii_letters)
+    names = [[next(letters) for _ in range(n)] for n in (len(lead), n_in, len(out))]
+    rows, contracted, columns = map("".join, names)
+    equation = f"{rows}{contracted},{contracted}{columns}->{rows}{columns}"
+    return jnp.einsum(equation, x, w, out_sharding=spec, **kwargs)
+
+
+def _shaped(x: jax.Array, shape: tuple[int, ...], spec: P | None = None) -> jax.Array:
+    """`x` in another shape; said explicitly, since a mesh of one device has split axes too."""
+    if not has_mesh():
+        return x.reshape(shape)
+    return jnp.reshape(x, shape, out_sharding=spec or P(*[None] * len(shape)))
 
 
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:

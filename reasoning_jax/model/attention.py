@@ -77,9 +77,11 @@ def attend(
 
     `return_weights` also gives the attention probabilities (float32), computed explicitly; over the
     columns of `before` first, where there are any. Scores are put side by side, keys are not: what
-    stands before is read where it is.
+    stands before is read where it is. On CPUs all is computed that way: the gradient of JAX's own
+    attention takes longer there.
     """
-    if not return_weights and not before:
+    explicit = return_weights or before or jax.default_backend() == "cpu"
+    if not explicit:
         # The mask needs its head axis: a three-dimensional mask would be read as [N, T, S].
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None]), None
     parts = [(p.keys, p.values, p.visible[:, None, None]) for p in before]

@@ -218,6 +218,11 @@ def apply(
         for _ in capture_weights
     )
 
+    remat = config.remat
+    if remat == "auto":
+        remat = "dots" if jax.default_backend() == "cpu" else "none"
+    policy = REMAT_POLICIES.get(remat)
+
     def layer_step(carry, xs):
         x, keys, values, states, weights = carry
         index, layer, layer_lora, earlier = xs
@@ -232,8 +237,8 @@ def apply(
                 return_weights=bool(capture_weights),
             )  # fmt: skip
 
-        if config.remat != "none":
-            block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat])
+        if policy is not None:
+            block = jax.checkpoint(block, policy=policy)
         x, keys, values, probs, new = block(x, keys, values)
         states = tuple(
             jnp.where(index == layer_no, x, s) for s, layer_no in zip(states, capture_states)
