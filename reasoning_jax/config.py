@@ -49,9 +49,9 @@ class ModelConfig:
     """Architecture of the decoder. Dimension letters: D d_model, N n_heads, K n_kv_heads, ...
 
     `rope_factor` 1 leaves RoPE unscaled; above 1 the Llama-3 frequency scaling applies.
-    `remat`: what the backward pass computes again: nothing ("none"), all but the products of weights
-    ("dots"), or "full" layers. "auto" is "dots" on CPUs, where writing activations down costs more
-    than computing them, and "none" elsewhere.
+    `remat`: what the backward pass computes again: nothing ("none"), all but the products of
+    weights ("dots"), or "full" layers. "auto" is "dots" on CPUs, where writing activations down
+    costs more than computing them, and "none" elsewhere.
     `loss_chunk_tokens` bounds how many tokens' vocabulary logits exist at once (0: automatic).
     `pair_rows`: input ids at or above vocab_size are pairs of the first `pair_rows` ids: their
     embedding is the sum of the first one's row and a row of a second table. 0 follows the

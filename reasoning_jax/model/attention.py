@@ -43,9 +43,18 @@ class KeyValues:
     `visible`. Inside a layer the layer axis is gone.
     """
 
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
+    keys: Float[Array, "L B K S H"]
+    values: Float[Array, "L B K S H"]
     visible: Bool[Array, "B S"]
+
+    @staticmethod
+    def of(
+        keys: Float[Array, "L B S K H"], values: Float[Array, "L B S K H"], visible: Any
+    ) -> KeyValues:
+        """Of columns as `transformer.apply` returns them. The heads go in front, so that a loop
+        that attends to them many times need not bring them there each time.
+        """
+        return KeyValues(keys.swapaxes(2, 3), values.swapaxes(2, 3), visible)
 
 
 def visibility(
@@ -84,23 +93,24 @@ def attend(
     if not explicit:
         # The mask needs its head axis: a three-dimensional mask would be read as [N, T, S].
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None]), None
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     parts = [(p.keys, p.values, p.visible[:, None, None]) for p in before]
     parts.append((key, value, mask[:, None]))
-    N, H = query.shape[2:]
-    groups = N // key.shape[2]
-    rows, heads = sharding.axis_of(query, 0), sharding.axis_of(query, 2)
+    N, H = query.shape[1], query.shape[3]
+    groups = N // key.shape[1]
     if groups > 1:
         out: dict[str, Any] = {}
         if sharding.has_mesh():
-            out["out_sharding"] = sharding.P(rows, None, heads, None)
+            rows, heads = sharding.axis_of(query, 0), sharding.axis_of(query, 1)
+            out["out_sharding"] = sharding.P(rows, heads, None, None)
         parts = [
-            (jnp.repeat(k, groups, axis=2, **out), jnp.repeat(v, groups, axis=2, **out), visible)
+            (jnp.repeat(k, groups, axis=1, **out), jnp.repeat(v, groups, axis=1, **out), visible)
             for k, v, visible in parts
         ]
     scores = [
         jnp.where(
             visible,
-            jnp.einsum("btnh,bsnh->bnts", query, k, preferred_element_type=jnp.float32) * H**-0.5,
+            jnp.einsum("bnth,bnsh->bnts", query, k, preferred_element_type=jnp.float32) * H**-0.5,
             MASKED,
         )
         for k, _, visible in parts
@@ -108,7 +118,7 @@ def attend(
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     mixed, begin = 0.0, 0
     for k, v, _ in parts:
-        some = weights[..., begin : begin + k.shape[1]].astype(v.dtype)
-        mixed = mixed + jnp.einsum("bnts,bsnh->btnh", some, v)
-        begin += k.shape[1]
-    return jnp.asarray(mixed), weights if return_weights else None
+        some = weights[..., begin : begin + k.shape[2]].astype(v.dtype)
+        mixed = mixed + jnp.einsum("bnts,bnsh->bnth", some, v)
+        begin += k.shape[2]
+    return jnp.asarray(mixed).swapaxes(1, 2), weights if return_weights else None

@@ -9,10 +9,11 @@ Training (`forward`) aligns the rows of a batch so that thoughts begin in one co
   2. a scan over the thoughts but the last, a column each, with the keys and values of the thoughts
      so far as its carry; those of the prefix stay outside the carry, or every iteration would save
      them;
-  3. one pass over the last thought and the text.
+  3. one pass over the thoughts, now known, and the text.
 Rows may have different numbers of thoughts, or none: a column that is no thought takes its token.
-Every column is computed once, as in an ordinary pass. Decoding (`think`) does the same upon the
-rewindable cache, where each row has its own place, so that prompts need no alignment.
+The gradient of the chain costs one more pass over the thoughts (`_chained`). Decoding (`think`)
+does the same upon the rewindable cache, where each row has its own place, so that prompts need no
+alignment.
 
 Deviations and additions, all off by default: `source` and `scale` change what is fed back (ours),
 `iterations` replaces the chain by Jacobi iterations over all thoughts at once (PCCoT, 2506.18582).
@@ -21,6 +22,7 @@ No loss, no sampling, no curriculum here.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,86 +164,152 @@ def forward(
         return LatentOutput(out.hidden[:, prefix - 1 :], out.hidden[:, :0])
 
     prefill = run(0, prefix, tokens=tokens[:, :prefix], return_keys=True)
-    known = KeyValues(prefill.keys, prefill.values, real[:, :prefix])
-    is_thought = (tokens == thoughts.latent_id)[..., None]
+    known = KeyValues.of(prefill.keys, prefill.values, real[:, :prefix])
     embedded = transformer.embed(params, config, tokens[:, prefix:]).astype(jnp.float32)
-    next_input = thought_of(params, config, thoughts, prefill.residual[:, -1])
-    slot = is_thought[:, prefix : prefix + n]
+    slot = (tokens[:, prefix : prefix + n] == thoughts.latent_id)[..., None]
+    if inputs is None:
+        first = thought_of(params, config, thoughts, prefill.residual[:, -1])
+        columns = _Columns(embedded[:, :n], slot, positions[:, prefix : prefix + n],
+                           real[:, prefix : prefix + n])  # fmt: skip
+        make = _iterate if thoughts.iterations else _chain
+        inputs = make(params, config, thoughts, columns, first, known, lora)
+    fed = jnp.where(slot, inputs, embedded[:, :n])
+    x = jnp.concatenate([fed, embedded[:, n:]], axis=1)
+    rest = run(prefix, T, (known,), embeddings=x)
+    return LatentOutput(jnp.concatenate([prefill.hidden[:, -1:], rest.hidden], axis=1), fed)
 
-    if inputs is None and thoughts.iterations:
-        inputs = _iterate(
-            params, config, thoughts, embedded[:, :n], slot, next_input, run, known, prefix
-        )
-    if inputs is not None:
-        fed = jnp.where(slot, inputs, embedded[:, :n])
-        x = jnp.concatenate([fed, embedded[:, n:]], axis=1)
-        tail = run(prefix, T, (known,), embeddings=x)
-        return LatentOutput(jnp.concatenate([prefill.hidden[:, -1:], tail.hidden], axis=1), fed)
 
-    hidden, fed = [prefill.hidden[:, -1:]], []
-    before: tuple[KeyValues, ...] = (known,)
-    if n > 1:
+class _Columns(NamedTuple):
+    """The n columns in which rows have thoughts: the embedding of what else they hold, which are
+    thoughts, positions, and which are no padding.
+    """
+
+    embedded: Float[Array, "B n D"]
+    slot: Bool[Array, "B n 1"]
+    positions: Int[Array, "B n"]
+    real: Bool[Array, "B n"]
+
+
+def _chain(
+    params: Params,
+    config: ModelConfig,
+    thoughts: Thoughts,
+    columns: _Columns,
+    first: Float[Array, "B D"],
+    known: KeyValues,
+    lora: Lora | None,
+) -> Float[Array, "B n D"]:
+    """What is fed in the columns, one after the other: `first`, and the thought that each makes."""
+    n = columns.embedded.shape[1]
+    if n == 1:
+        return first[:, None]
+    constants = jax.tree.map(lax.stop_gradient, (params, lora, known, first, columns.embedded))
+
+    def unrolled(nudges: Float[Array, "B n D"]) -> Float[Array, "B n D"]:
+        """The chain with a nudge to each input, of constant parameters."""
+        params, lora, known, first, embedded = constants
         buffer = tuple(
-            jnp.concatenate([jnp.zeros_like(x[:, :, :1])] * (n - 1), axis=2)
-            for x in (prefill.keys, prefill.values)
+            jnp.concatenate([jnp.zeros_like(x[:, :, :, :1])] * (n - 1), axis=3)
+            for x in (known.keys, known.values)
         )
-        visible = real[:, prefix : prefix + n - 1]
+        real = columns.real[:, : n - 1]
 
         def think_once(carry: Any, xs: Any) -> Any:
-            (keys, values), next_input = carry
-            k, token, is_thought, position = xs
-            x = jnp.where(is_thought, next_input, token)
-            seen = visible & (jnp.arange(n - 1) < k)[None, :]
+            (keys, values), made = carry
+            k, token, is_thought, position, nudge = xs
+            thought = made + nudge
+            x = jnp.where(is_thought, thought, token)
+            seen = KeyValues(keys, values, real & (jnp.arange(n - 1) < k)[None, :])
             out = transformer.apply(
                 params, config, embeddings=x[:, None], positions=position[:, None],
-                before=(known, KeyValues(keys, values, seen)), return_keys=True, lora=lora,
+                before=(known, seen), return_keys=True, lora=lora,
             )  # fmt: skip
             assert out.keys is not None
             assert out.values is not None
-            keys, values = (
-                lax.dynamic_update_slice_in_dim(old, new, k, axis=2)
-                for old, new in ((keys, out.keys), (values, out.values))
+            new = KeyValues.of(out.keys, out.values, None)
+            buffer = tuple(
+                lax.dynamic_update_slice_in_dim(old, one, k, axis=3)
+                for old, one in ((keys, new.keys), (values, new.values))
             )
-            next_input = thought_of(params, config, thoughts, out.residual[:, 0])
-            return ((keys, values), next_input), (out.hidden[:, 0], x)
+            made = thought_of(params, config, thoughts, out.residual[:, 0])
+            return (buffer, made), thought
 
-        columns = (embedded[:, : n - 1], slot[:, : n - 1], positions[:, prefix : prefix + n - 1])
-        xs = (jnp.arange(n - 1), *(jnp.moveaxis(x, 1, 0) for x in columns))
-        (buffer, next_input), (states, inputs_of) = lax.scan(think_once, (buffer, next_input), xs)
-        hidden.append(jnp.moveaxis(states, 0, 1))
-        fed.append(jnp.moveaxis(inputs_of, 0, 1))
-        before = (known, KeyValues(buffer[0], buffer[1], visible))
+        by_column = (embedded, columns.slot, columns.positions, nudges)
+        xs = (jnp.arange(n - 1), *(jnp.moveaxis(x[:, : n - 1], 1, 0) for x in by_column))
+        (_, last), made = lax.scan(think_once, (buffer, first), xs)
+        return jnp.concatenate([jnp.moveaxis(made, 0, 1), (last + nudges[:, -1])[:, None]], axis=1)
 
-    last = jnp.where(slot[:, n - 1], next_input, embedded[:, n - 1])[:, None]
-    x = jnp.concatenate([last, embedded[:, n:]], axis=1)
-    tail = run(prefix + n - 1, T, before, embeddings=x)
-    return LatentOutput(
-        jnp.concatenate([*hidden, tail.hidden], axis=1), jnp.concatenate([*fed, last], axis=1)
-    )
+    made, pull = jax.vjp(unrolled, jnp.zeros_like(columns.embedded))
+    made = lax.stop_gradient(made)
+    fed = jnp.where(columns.slot, made, constants[-1])[:, : n - 1]
+    out = transformer.apply(
+        params, config, embeddings=fed, positions=columns.positions[:, : n - 1],
+        attention=Causal(columns.real[:, : n - 1].astype(jnp.int32)), before=(known,), lora=lora,
+    )  # fmt: skip
+    again = thought_of(params, config, thoughts, out.residual)
+    leaves, tree = jax.tree.flatten(pull)
+    again = jnp.concatenate([first[:, None], again], axis=1)
+    return _chained(again, made, tree, *leaves)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _chained(
+    again: Float[Array, "B n D"], made: Float[Array, "B n D"], tree: Any, *leaves: jax.Array
+) -> Float[Array, "B n D"]:
+    """The inputs `made` by the chain, with the gradient of the whole chain.
+
+    Let x = g(p, x) be the chain: input k + 1 is made of the inputs up to k. Then
+    dx = (I - dg/dx)^-1 (dg/dp) dp. The first factor is the pull-back of a nudge to the inputs, with
+    constant parameters: a loop over the thoughts, but one that touches no weight's gradient. The
+    second is that of g at fixed x, which is `again`: all thoughts in one pass. (Backpropagation
+    through the loop itself gives the same, and adds up a gradient of all weights for each thought.)
+    """
+    del again, tree, leaves
+    return made
+
+
+def _chained_forward(again: Any, made: Any, tree: Any, *leaves: jax.Array) -> Any:
+    return _chained(again, made, tree, *leaves), leaves
+
+
+def _chained_backward(tree: Any, leaves: Any, cotangent: Any) -> Any:
+    (nudge,) = jax.tree.unflatten(tree, leaves)(cotangent)
+    return (nudge, jnp.zeros_like(cotangent), *map(_no_gradient, leaves))
+
+
+def _no_gradient(x: jax.Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+_chained.defvjp(_chained_forward, _chained_backward)
 
 
 def _iterate(
     params: Params,
     config: ModelConfig,
     thoughts: Thoughts,
-    embedded: Float[Array, "B n D"],
-    slot: Bool[Array, "B n 1"],
+    columns: _Columns,
     first: Float[Array, "B D"],
-    run: Any,
     known: KeyValues,
-    prefix: int,
+    lora: Lora | None,
 ) -> Float[Array, "B n D"]:
-    """The thoughts after `iterations` parallel updates, from the embedding of <latent>."""
+    """What is fed in the columns after `iterations` updates of all, from the embedding of
+    <latent>."""
 
     def shifted(states: jax.Array) -> jax.Array:
-        x = jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
-        return jnp.where(slot, x, embedded)
+        return jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
 
     def update(x: jax.Array, _: Any) -> tuple[jax.Array, None]:
-        out = run(prefix, prefix + embedded.shape[1], (known,), embeddings=x)
+        out = transformer.apply(
+            params, config, embeddings=jnp.where(columns.slot, x, columns.embedded),
+            positions=columns.positions, attention=Causal(columns.real.astype(jnp.int32)),
+            before=(known,), lora=lora,
+        )  # fmt: skip
         return shifted(thought_of(params, config, thoughts, out.residual)), None
 
-    x, _ = lax.scan(update, shifted(embedded), length=thoughts.iterations)
+    x, _ = lax.scan(update, shifted(columns.embedded), length=thoughts.iterations)
     return x
 
 

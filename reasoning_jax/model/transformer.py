@@ -212,7 +212,7 @@ def apply(
     mask = sharding.reshard(mask, sharding.P(*spec))
 
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
-    n_before = sum(part.keys.shape[2] for part in before)
+    n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(
         _zeros((B, config.n_heads, T, n_before + n_keys), (spec[0], "tensor", None, None))
         for _ in capture_weights
