@@ -12,7 +12,8 @@ from reasoning_jax.config import LoraConfig
 from reasoning_jax.model import cache as kv
 from reasoning_jax.model import latent, lora, readout, spec, transformer
 from reasoning_jax.model.attention import KeyValues
-from tests.small import GPT2, LLAMA, MODELS, apply, init, random_tree
+from tests.recompute import recomputed
+from tests.small import GPT2, LLAMA, MODELS, init, random_tree
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -50,31 +51,9 @@ def laid_out(rows, left=0, right=0):
     return {**{k: jnp.asarray(x) for k, x in arrays.items()}, "prefix": prefix, "n": n}
 
 
-def recomputed(params, config, rows, thoughts=THOUGHTS, adapters=None):
-    """(hidden states of each row, its thoughts): each thought from a pass over all that is known.
-
-    No left padding, no cache; what is right of a row is not seen by it.
-    """
+def expected(params, config, rows, thoughts=THOUGHTS):
     ids = [[*question, *[LATENT] * count, *rest] for question, count, rest in rows]
-    T = 16
-    tokens = jnp.asarray([row + [0] * (T - len(row)) for row in ids])
-    positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
-    x = transformer.embed(params, config, tokens)
-    fed = [[] for _ in rows]
-    for k in range(max(count for _, count, _ in rows) + 1):
-        out = apply(params, config, embeddings=x, positions=positions, lora=adapters)
-        for b, (question, count, _) in enumerate(rows):
-            if k < count:
-                at = len(question) + k
-                state = out.residual[b, at - 1]
-                if thoughts.source == "final_norm":
-                    state = out.hidden[b, at - 1]
-                if thoughts.scale == "embedding":
-                    wanted = np.sqrt(np.mean(np.square(params["embedding"]["tokens"])))
-                    state = state * wanted / jnp.sqrt(jnp.mean(jnp.square(state)))
-                x = x.at[b, at].set(state)
-                fed[b].append(state)
-    return [out.hidden[b, : len(row)] for b, row in enumerate(ids)], fed
+    return recomputed(params, config, ids, thoughts)
 
 
 def assert_same(out, want, rows, atol=2e-5):
@@ -89,7 +68,7 @@ def assert_same(out, want, rows, atol=2e-5):
 @pytest.fixture(scope="module")
 def llama():
     params = init(LLAMA)
-    return params, recomputed(params, LLAMA, ROWS)
+    return params, expected(params, LLAMA, ROWS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -102,7 +81,7 @@ def test_the_scan_is_the_recomputation(name, llama):
     """
     config = MODELS[name]
     params = llama[0] if name == "llama" else init(config)
-    want = llama[1] if name == "llama" else recomputed(params, config, ROWS)
+    want = llama[1] if name == "llama" else expected(params, config, ROWS)
     out = forward(params, config, THOUGHTS, **laid_out(ROWS))
     assert out.inputs.shape == (len(ROWS), 5, config.d_model)
     assert_same(out, want, ROWS)
@@ -252,7 +231,7 @@ def test_what_is_fed_back(source, scale):
     params = init(GPT2, seed=3)
     thoughts = latent.Thoughts(LATENT, source, scale)
     out = forward(params, GPT2, thoughts, **laid_out(ROWS))
-    assert_same(out, recomputed(params, GPT2, ROWS, thoughts), ROWS, atol=5e-5)
+    assert_same(out, expected(params, GPT2, ROWS, thoughts), ROWS, atol=5e-5)
     rms = np.sqrt(np.mean(np.square(out.inputs[2]), axis=-1))
     wanted = float(np.sqrt(np.mean(np.square(params["embedding"]["tokens"]))))
     assert np.allclose(rms, wanted, rtol=1e-4) == (scale == "embedding")
