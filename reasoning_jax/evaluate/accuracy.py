@@ -344,6 +344,8 @@ def evaluate_items(
 
     def choose(thinking: Thinking | None, name: str) -> None:
         chosen = [item for item in items if item.options]
+        if not chosen:
+            return
         log_probs = next_token_log_probs(
             params, lora, config, [item.prompt for item in chosen], key, batch_rows, mesh, thinking
         )
