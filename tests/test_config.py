@@ -524,6 +524,21 @@ def test_what_thoughts_cannot_be_is_refused(rule):
 
 
 OF_LATENT = [k for k in LEAVES if k.startswith("latent.") and k != "latent.mode"]
+IN_STAGES = {"coconut", "no_thought", "pause_as_thought"}
+WITH_SLOTS = {"coconut", "no_curriculum", "pause_as_thought", "pause"}
+FED_BACK = {"coconut", "no_curriculum"}
+# Options, and the modes that have a use for them.
+USES = [
+    ("c_thought markers", WITH_SLOTS),
+    ("max_latent_stage pad_latent_to_max draw", {*WITH_SLOTS, "no_thought"}),
+    ("target", {*WITH_SLOTS, "no_thought", "cot", "no_cot"}),
+    ("thought thought_scale jacobi_iterations", FED_BACK),
+    ("epochs_per_stage stage_steps uniform_prob advance mastery mastery_every_steps", IN_STAGES),
+    ("start_stage reset_optimizer", {*IN_STAGES, "icot"}),
+    ("icot_tokens_per_epoch icot_offset_decay icot_remove_all_from", {"icot"}),
+    ("prompt_columns", {*WITH_SLOTS, "no_thought", "cot", "no_cot", "icot"}),
+]
+USERS = {name: modes for names, modes in USES for name in names.split()}
 
 
 @pytest.mark.parametrize("mode", LEAVES["latent.mode"][0].metadata["choices"])
@@ -537,7 +552,7 @@ def test_no_option_of_latent_is_accepted_and_ignored(mode):
             value = random_legal(rng, f, kind)
         message = refusal({**COCONUT, "latent.mode": mode, key: value}) or ""
         refused = message.startswith(f"{key}={value!r} has no effect on latent.mode")
-        assert refused == (key.removeprefix("latent.") not in K._LATENT_KEYS[mode]), key
+        assert refused == (mode not in USERS[key.removeprefix("latent.")]), key
         if refused:
             assert f'latent.mode="{mode}"' in message
             assert f"leave it at {f.default!r}" in message
@@ -622,7 +637,7 @@ def fit_latent(rng, changes, get):
     modes = LEAVES["latent.mode"][0].metadata["choices"]
     fits = get("objective.name") == "mle" and get("data.source") != "text"
     mode = changes["latent.mode"] = rng.choice(modes) if fits else "off"
-    kept = {f"latent.{name}" for name in ("mode", *K._LATENT_KEYS[mode])}
+    kept = {f"latent.{name}" for name, modes in USERS.items() if mode in modes}
     if mode in K.LATENT_MODES:
         kept.add("evaluate.thoughts")
     if mode != "off":
