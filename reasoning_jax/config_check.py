@@ -416,7 +416,7 @@ def _check_latent(config: Config) -> None:
                 f'latent.mode="{mode}" needs <bot>, <eot> and <latent> in the vocabulary; set '
                 "vocab.latent=True"
             )
-        if mode in ("no_curriculum", "pause") and latent.max_latent_stage == 0:
+        if latent.max_latent_stage == 0:
             raise ConfigError(
                 f'latent.max_latent_stage=0 leaves latent.mode="{mode}" without a thought; use 1 '
                 "or more"

@@ -57,7 +57,8 @@ def tiny_run(**sections):
         "evaluate": {"problems": 4},
     }  # fmt: skip
     for section, changes in [*base.items(), *sections.items()]:
-        if isinstance(values[section], dict):
+        # Another task has other dials.
+        if isinstance(values[section], dict) and section != "task":
             values[section].update(changes)
         else:
             values[section] = changes
@@ -73,3 +74,27 @@ def matching_run(**sections):
         "replay": {"sample_every_steps": 2, "capacity_rollouts": 16},
     }
     return tiny_run(**{k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}})
+
+
+def thinking_run(**sections):
+    """`tiny_run` with Coconut on graphs of one hop: a stage without a thought, one with one, and
+    one with the answer behind it, all of one shape.
+    """
+    base = {
+        "task": {"name": "prosqa", "family": "mirrored", "form": "fused", "min_hops": 1,
+                 "max_hops": 1},
+        "vocab": {"kind": "pair", "backspace": False, "latent": True},
+        "data": {"seq_len": 12, "train_problems": 50, "answer_prefix": " [A] ", "step_suffix": " "},
+        "objective": {"name": "mle"},
+        "noise": {"rate": 0.0},
+        "latent": {"mode": "coconut", "max_latent_stage": 1, "target": "next_step",
+                   "markers": False, "uniform_prob": 0.3, "stage_steps": (2, 2, 2),
+                   "prompt_columns": 10},
+        "sampling": {"max_actions": 2, "temperature": 0.0},
+        "evaluate": {"problems": 4, "corrupt_tokens": 0},
+    }  # fmt: skip
+    names = {**base, **sections}
+    return tiny_run(
+        **{k: sections[k] if k == "task" and k in sections
+           else {**base.get(k, {}), **sections.get(k, {})} for k in names}
+    )  # fmt: skip

@@ -424,6 +424,140 @@ def test_what_sequencematch_cannot_be_is_refused(rule):
     assert refusal(mended) is None
 
 
+COCONUT = {"latent.mode": "coconut", "vocab.latent": True}
+LATENT_RULES = {
+    "thoughts of an unknown mode": ({"latent.mode": "coconuts"}, ["did you mean coconut?"], {}),
+    "thoughts without their tokens": (
+        {"vocab.latent": False}, ["<latent>", "vocab.latent=True"], {"vocab.latent": True},
+    ),
+    "thoughts of another objective": (
+        {"objective.name": "unlikelihood"}, ['"mle"', '"unlikelihood"'], {"objective.name": "mle"},
+    ),
+    "examples that share a row": (
+        {"data.pack_examples": True}, ["pack_examples=False"], {"data.pack_examples": False},
+    ),
+    "no steps": (
+        {"data.with_steps": False}, ["with_steps=False", '"no_cot"'], {"data.with_steps": True},
+    ),
+    "text": (
+        {"data.source": "text", "data.path": "a"}, ["'text'", "steps"],
+        {"data.source": "task", "data.path": ""},
+    ),
+    "no thoughts a step": (
+        {"latent.c_thought": 0}, ["c_thought=0", '"no_thought"'], {"latent.c_thought": 2},
+    ),
+    "no stage with thoughts": (
+        {"latent.max_latent_stage": 0}, ["max_latent_stage=0"], {"latent.max_latent_stage": 1},
+    ),
+    "no pauses": (
+        {"latent.mode": "pause", "latent.max_latent_stage": 0}, ["max_latent_stage=0", '"pause"'],
+        {"latent.max_latent_stage": 3},
+    ),
+    "another decoder": (
+        {"sampling.method": "contrastive"}, ["sampling.method", "'contrastive'"],
+        {"sampling.method": "sample"},
+    ),
+    "a stage of nothing": (
+        {"latent.stage_steps": (3, 0)}, ["latent.stage_steps[1]", ">= 1"],
+        {"latent.stage_steps": (3, 1)},
+    ),
+    "more stages than there are": (
+        {"latent.stage_steps": (1,) * 5, "latent.max_latent_stage": 3, "latent.start_stage": 1},
+        ["has 5 stages, there are 4", "start_stage=1", "max_latent_stage + 1 = 4"],
+        {"latent.start_stage": 0},
+    ),
+    "a start behind the end": (
+        {"latent.start_stage": 8}, ["start_stage=8", "nearest legal is 7"],
+        {"latent.start_stage": 7},
+    ),
+    "a start behind all tokens": (
+        {"latent.mode": "icot", "latent.start_stage": 40}, ["start_stage=40", "legal is 39"],
+        {"latent.start_stage": 39},
+    ),
+    "two lengths of a stage": (
+        {"latent.stage_steps": (3,), "latent.epochs_per_stage": 2}, ["one of the two"],
+        {"latent.stage_steps": ()},
+    ),
+    "a draw of what is not drawn": (
+        {"latent.draw": "frontier"}, ['draw="frontier"', '"next_step"'],
+        {"latent.target": "next_step"},
+    ),
+    "mastery by schedule": (
+        {"latent.mastery": 0.5}, ["latent.mastery=0.5", '"schedule"'],
+        {"latent.advance": "mastery"},
+    ),
+    "mastery looked at by schedule": (
+        {"latent.mastery_every_steps": 5}, ["mastery_every_steps=5", '"mastery"'],
+        {"latent.advance": "mastery"},
+    ),
+    "prompts as long as rows": (
+        {"latent.prompt_columns": 64}, ["prompt_columns=64", "seq_len=64", "legal is 63"],
+        {"latent.prompt_columns": 63},
+    ),
+    "an unknown control": (
+        {"evaluate.thought_controls": ("zeros", "other_rows")}, ["did you mean other_row?"],
+        {"evaluate.thought_controls": ("zeros", "other_row")},
+    ),
+    "controls of a pause": (
+        {"latent.mode": "pause", "evaluate.thought_controls": ("zeros",)},
+        ["thought_controls", "coconut or no_curriculum"], {"latent.mode": "no_curriculum"},
+    ),
+    "thoughts of a chain of text": (
+        {"latent.mode": "cot", "evaluate.thoughts": 2}, ["evaluate.thoughts=2", '"cot"'],
+        {"latent.mode": "pause"},
+    ),
+    "other orders of plain text": (
+        {"latent.mode": "off", "data.reshuffle_edges": True}, ["reshuffle_edges", '"cot"'],
+        {"latent.mode": "cot"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", LATENT_RULES)
+def test_what_thoughts_cannot_be_is_refused(rule):
+    changes, said, mend = LATENT_RULES[rule]
+    message = refusal({**COCONUT, **changes})
+    assert message is not None
+    for words in said:
+        assert words in message
+    assert refusal({**COCONUT, **changes, **mend} if mend else COCONUT) is None
+
+
+OF_LATENT = [k for k in LEAVES if k.startswith("latent.") and k != "latent.mode"]
+IN_STAGES = {"coconut", "no_thought", "pause_as_thought"}
+WITH_SLOTS = {"coconut", "no_curriculum", "pause_as_thought", "pause"}
+FED_BACK = {"coconut", "no_curriculum"}
+# Options, and the modes that have a use for them.
+USES = [
+    ("c_thought markers", WITH_SLOTS),
+    ("max_latent_stage pad_latent_to_max draw", {*WITH_SLOTS, "no_thought"}),
+    ("target", {*WITH_SLOTS, "no_thought", "cot", "no_cot"}),
+    ("thought thought_scale jacobi_iterations", FED_BACK),
+    ("epochs_per_stage stage_steps uniform_prob advance mastery mastery_every_steps", IN_STAGES),
+    ("start_stage reset_optimizer", {*IN_STAGES, "icot"}),
+    ("icot_tokens_per_epoch icot_offset_decay icot_remove_all_from", {"icot"}),
+    ("prompt_columns", {*WITH_SLOTS, "no_thought", "cot", "no_cot", "icot"}),
+]
+USERS = {name: modes for names, modes in USES for name in names.split()}
+
+
+@pytest.mark.parametrize("mode", LEAVES["latent.mode"][0].metadata["choices"])
+def test_no_option_of_latent_is_accepted_and_ignored(mode):
+    """Each option is one of the mode's, or is refused."""
+    rng = random.Random(4)
+    for key in OF_LATENT:
+        f, kind = LEAVES[key]
+        value = (2,) if kind == tuple[int, ...] else f.default
+        while value == f.default:
+            value = random_legal(rng, f, kind)
+        message = refusal({**COCONUT, "latent.mode": mode, key: value}) or ""
+        refused = message.startswith(f"{key}={value!r} has no effect on latent.mode")
+        assert refused == (mode not in USERS[key.removeprefix("latent.")]), key
+        if refused:
+            assert f'latent.mode="{mode}"' in message
+            assert f"leave it at {f.default!r}" in message
+
+
 OF_MATCH = [k for k in LEAVES if k.startswith(("sequencematch.", "replay."))]
 
 
@@ -498,6 +632,36 @@ def fit_objective(rng, changes, get):
         changes["data.pack_examples"] = False
 
 
+def fit_latent(rng, changes, get):
+    """Keep what the mode of latent thought uses, and make it fit."""
+    modes = LEAVES["latent.mode"][0].metadata["choices"]
+    fits = get("objective.name") == "mle" and get("data.source") != "text"
+    mode = changes["latent.mode"] = rng.choice(modes) if fits else "off"
+    kept = {f"latent.{name}" for name, modes in USERS.items() if mode in modes}
+    if mode in K.LATENT_MODES:
+        kept.add("evaluate.thoughts")
+    if mode != "off":
+        kept.add("data.reshuffle_edges")
+    for key in {*OF_LATENT, "evaluate.thoughts", "data.reshuffle_edges"} - kept:
+        changes.pop(key, None)
+    if mode == "off":
+        return
+    changes |= {"data.pack_examples": False, "data.with_steps": True}
+    if mode in K.LATENT_MODES:
+        for key in ("latent.c_thought", "latent.max_latent_stage"):
+            changes[key] = max(1, get(key))
+        changes |= {"vocab.latent": True, "sampling.method": "sample"}
+    if get("latent.target") != "next_step":
+        changes.pop("latent.draw", None)
+    if get("latent.advance") != "mastery":
+        for key in ("latent.mastery", "latent.mastery_every_steps"):
+            changes.pop(key, None)
+    last = "icot_remove_all_from" if mode == "icot" else "max_latent_stage"
+    if "latent.start_stage" in changes:
+        changes["latent.start_stage"] = min(get("latent.start_stage"), get(f"latent.{last}"))
+    changes["latent.prompt_columns"] = min(get("latent.prompt_columns"), get("data.seq_len") - 1)
+
+
 def random_config(rng):
     """A random config, its parts then made to fit."""
     changes = {
@@ -518,6 +682,7 @@ def random_config(rng):
         changes.pop("data.window_chars", None)
     changes["train.batch_rows"] = get("optimizer.accumulate") * rng.randint(1, 9)
     fit_objective(rng, changes, get)
+    fit_latent(rng, changes, get)
     predicts_all = get("objective.name") in ("sequencematch", "unlikelihood")
     if get("vocab.kind") == "pair" and predicts_all:
         changes["vocab.kind"] = "word"
@@ -541,7 +706,7 @@ def same_after_round_trips(c):
 def test_valid_configs_are_accepted_and_come_back():
     rng = random.Random(0)
     seen = set()
-    for _ in range(200):
+    for _ in range(400):
         changes = random_config(rng)
         c = K.from_dict(nested(changes))
         assert same_after_round_trips(c)

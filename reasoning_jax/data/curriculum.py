@@ -98,10 +98,13 @@ class Curriculum:
             per_token = self.examples / (self.batch_rows * c.icot_tokens_per_epoch)
             # Differences of one rounded schedule, so that rounding does not add up.
             return max(1, round((stage + 1) * per_token) - round(stage * per_token))
+        place = stage - self.first
         if c.stage_steps:
-            place = stage - self.first
             return c.stage_steps[place] if place < len(c.stage_steps) - 1 else None
-        return max(1, round(c.epochs_per_stage * self.examples / self.batch_rows))
+        # A stage begins where an epoch does: with the first batch that has seen all examples.
+        seen = c.epochs_per_stage * self.examples
+        begin, end = (-(-n * seen // self.batch_rows) for n in (place, place + 1))
+        return max(1, end - begin)
 
     def stage_at(self, step: int) -> int:
         """The scheduled stage of batch `step`, counted from 0."""
@@ -121,15 +124,9 @@ class Curriculum:
         if mode.removes in ("all", "none"):
             drop = n_steps if mode.removes == "all" else 0
             return RowPlan(drop, 0, drop == n_steps)
-        beyond = stage > c.max_latent_stage
-        if beyond:
-            steps = c.max_latent_stage if c.pad_latent_to_max else min(n_steps, c.max_latent_stage)
-        elif c.target == "next_step" and stage >= n_steps:
-            # What the last stage does is not known to depend on the stage: all thoughts of the row.
-            steps = stage if c.pad_latent_to_max else n_steps
-        else:
-            steps = stage if c.pad_latent_to_max else min(stage, n_steps)
-        drop = n_steps if beyond else min(stage, n_steps)
+        steps = min(stage, c.max_latent_stage)
+        steps = steps if c.pad_latent_to_max else min(steps, n_steps)
+        drop = n_steps if stage > c.max_latent_stage else min(stage, n_steps)
         return RowPlan(drop, steps * c.c_thought if mode.slots else 0, drop == n_steps)
 
     def forced(self, thoughts: int, n_steps: int) -> RowPlan:
@@ -157,10 +154,16 @@ class Curriculum:
         if self.mode.removes == "tokens":
             # Geometric: P(o) proportional to exp(-decay o).
             offset = int(rng.geometric(1 - np.exp(-c.icot_offset_decay))) - 1
-            return self.plan(min(self.last, stage + offset), n_steps)
+            # All are removed once the schedule says so, not where the offset comes to as many.
+            return self.plan(stage, n_steps)._replace(drop_tokens=stage + offset)
         if c.uniform_prob and rng.random() < c.uniform_prob:
             stage = int(rng.integers(0, n_steps + 1))
         return self.plan(stage, n_steps)
+
+    def most_slots(self, stage: int) -> int:
+        """The most slots that a training row of a stage can have."""
+        stages = range(self.last + 1) if self.config.uniform_prob else (stage,)
+        return max(self.plan(s, 1 << 20).slots for s in stages)
 
     def schedule(self) -> list[str]:
         """One line a stage: when it begins, and what a row with very many steps has in it."""
@@ -236,7 +239,7 @@ class StagedEncoder:
           ConfigError: a next step or answer that is not one token.
         """
         encoder, data = self.encoder, self.encoder.data
-        encode = encoder.vocab.encode
+        encode = encoder.vocab.encode_output
         if self.alone:
             if plan.final:
                 answer = self._one(example.answer)
@@ -253,7 +256,7 @@ class StagedEncoder:
         return [*chain, *answer, encoder.vocab.eos_id], [], []
 
     def _one(self, text: str) -> int:
-        ids = self.encoder.vocab.encode(text)
+        ids = self.encoder.vocab.encode_output(text)
         if len(ids) != 1:
             raise ConfigError(
                 f'latent.target="next_step": {text!r} is {len(ids)} tokens in this vocabulary, one '
@@ -323,12 +326,21 @@ def rounded(n: int) -> int:
 
 
 def aligned(
-    rows: list[dict[str, np.ndarray]], n_rows: int, latent_id: int, prefix: int = 0, width: int = 0
+    rows: list[dict[str, np.ndarray]],
+    n_rows: int,
+    latent_id: int,
+    prefix: int = 0,
+    width: int = 0,
+    accept: int = 0,
 ) -> tuple[dict[str, Any], int, int]:
     """(arrays [n_rows, T] of a Batch, prefix, thoughts) of rows that `encode` made.
 
     Rows are padded on both sides so that what follows their prompt begins in one column. Without
-    `prefix` and `width` (columns from there on) both fit the longest row, rounded up.
+    `prefix`, `width` (columns from there on) and `accept` (how many labels are accepted at most)
+    these fit the longest row, rounded up.
+
+    Raises:
+      ConfigError: a row has more than `accept` labels.
     """
     names = ("actions", "labels", "weights", "floor", "noised")
     firsts = [int(row["first"]) for row in rows]
@@ -348,8 +360,12 @@ def aligned(
         batch["segments"][i, begin : begin + n] = 1
     most = max(len(row["accept"]) for row in rows)
     if most:
-        # Rounded, so that few shapes are compiled.
-        batch["accept"] = np.full((n_rows, rounded(most)), -1, np.int32)
+        if most > (accept or most):
+            raise ConfigError(
+                f"a step has {most} right answers, latent.prompt_columns leaves room for {accept}; "
+                "raise it"
+            )
+        batch["accept"] = np.full((n_rows, accept or rounded(most)), -1, np.int32)
         for i, row in enumerate(rows):
             batch["accept"][i, : len(row["accept"])] = row["accept"]
     return batch, prefix, thoughts

@@ -49,7 +49,7 @@ class _StagedBatches:
         for position in range(first, first + local):
             rng = np.random.default_rng([self.stream.seed, position])
             rows.append(self.encoder.encode(self.stream.example(position), self.stage, rng))
-        return batch_arrays(rows, local, self.encoder)
+        return batch_arrays(rows, local, self.encoder, self.stage)
 
 
 class CurriculumSource:
@@ -152,13 +152,20 @@ class CurriculumSource:
 
 
 def batch_arrays(
-    rows: list[dict[str, np.ndarray]], n_rows: int, encoder: StagedEncoder
+    rows: list[dict[str, np.ndarray]], n_rows: int, encoder: StagedEncoder, stage: int
 ) -> dict[str, Any]:
-    """Encoded rows as the fields of a Batch: numpy arrays [n_rows, ...], and its static numbers."""
-    config, T = encoder.curriculum.config, encoder.encoder.data.seq_len
-    prefix = config.prompt_columns
+    """Encoded rows as the fields of a Batch: numpy arrays [n_rows, ...], and its static numbers.
+
+    With latent.prompt_columns all shapes and static numbers follow from the config and the stage,
+    so that several processes agree on them; without, they fit the rows.
+    """
+    curriculum, T = encoder.curriculum, encoder.encoder.data.seq_len
+    prefix = curriculum.config.prompt_columns
     latent_id = encoder.encoder.vocab.specials.get(LATENT, -1)
-    arrays, prefix, thoughts = aligned(rows, n_rows, latent_id, prefix, T - prefix if prefix else 0)
+    fixed = (prefix, T - prefix, prefix) if prefix else ()
+    arrays, prefix, thoughts = aligned(rows, n_rows, latent_id, *fixed)
+    if fixed:
+        thoughts = min(curriculum.most_slots(stage), T - prefix)
     if encoder.curriculum.mode.slots != "thought":
         # A pause is an ordinary token.
         thoughts = 0
@@ -183,4 +190,4 @@ def staged_batches(
     rng = np.random.default_rng(0)
     rows = [encoder.encode(example, stage, rng, clean=True) for example in examples]
     chunks = [rows[begin : begin + batch_rows] for begin in range(0, len(rows), batch_rows)]
-    return [place(batch_arrays(chunk, batch_rows, encoder), mesh) for chunk in chunks]
+    return [place(batch_arrays(chunk, batch_rows, encoder, stage), mesh) for chunk in chunks]

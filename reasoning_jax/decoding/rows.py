@@ -24,7 +24,7 @@ BUCKET = 16
 class PaddedIds(NamedTuple):
     """The sequences `begin` to `begin + count` - 1, right-padded with 0, and the length of each.
 
-    Rows from `count` on repeat the last sequence.
+    Rows from `count` on repeat the sequence before `begin` (the last of all, before the first).
     """
 
     begin: int
@@ -48,7 +48,7 @@ def padded_batches(
     width += -width % BUCKET
     for begin in range(0, len(sequences), rows):
         chunk = list(sequences[begin : begin + rows])
-        filled = chunk + [chunk[-1]] * (rows - len(chunk))
+        filled = chunk + [sequences[begin - 1]] * (rows - len(chunk))
         ids = np.zeros((rows, width), np.int32)
         for i, sequence in enumerate(filled):
             ids[i, : len(sequence)] = sequence

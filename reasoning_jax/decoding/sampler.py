@@ -178,8 +178,8 @@ def _sample(
     P = prompts.shape[1]
     A = sampling.max_actions
     new_tokens = sampling.max_new_tokens or A
-    n_thoughts = slots.n if slots is not None and thinking is not None else 0
-    room = P + max(new_tokens, n_thoughts) + 1
+    thought_room = slots.room if slots is not None and thinking is not None else 0
+    room = P + max(new_tokens, thought_room) + 1
     V = config.vocab_size
     row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
     state, last_thought = read_prompts(
@@ -296,11 +296,10 @@ def next_log_probs(
     The arguments are those of a sampler.
     """
     row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
-    n = slots.n if slots is not None else 0
+    room = prompts.shape[1] + (slots.room if slots is not None else 0) + 1
     state, last_thought = read_prompts(
-        params, config, prompts, prompt_length, 0, prompts.shape[1] + n + 1, lora, thinking, slots,
-        row_keys,
-    )  # fmt: skip
+        params, config, prompts, prompt_length, 0, room, lora, thinking, slots, row_keys
+    )
     out = top_state(params, config, state, last_thought, lora, thinking)
     return jax.nn.log_softmax(readout.logits(params, config, out.hidden[:, 0]))
 

@@ -98,7 +98,7 @@ def complete(
 
     A completion depends on `key`, its place in `prompts` and its own prompt alone. Unless
     `floor_masked`, a backspace at the floor is an action, without effect. With `thinking`, each
-    <latent> in a prompt is a thought (of "other_row", the one that stands before it in `prompts`).
+    <latent> in a prompt is a thought (under "other_row" one of the prompt before it in its batch).
     """
     if not prompts:
         return []
@@ -130,8 +130,8 @@ def batch_slots(batch: PaddedIds, thinking: Thinking, mesh: jax.sharding.Mesh) -
       ValueError: thoughts of another row are wanted, and there is no other row.
     """
     ids, length = jax.device_get((batch.ids, batch.length))
-    if thinking.control == "other_row" and len(ids) < 2:
-        raise ValueError('the control "other_row" needs at least 2 prompts a batch')
+    if thinking.control == "other_row" and batch.begin + batch.count < 2:
+        raise ValueError('the control "other_row" needs at least 2 prompts')
     return slots_of(ids, length, thinking.thoughts.latent_id, mesh)
 
 
@@ -204,8 +204,7 @@ def backspace_probability(
 ) -> list[float]:
     """Per sequence, the mean probability of `<backspace>` after the token indices `states`.
 
-    Plain softmax at temperature 1 over the whole vocabulary. The states of a sequence with thoughts
-    must be behind them.
+    Plain softmax at temperature 1 over the whole vocabulary. The states must not be thoughts.
     """
     assert vocab.backspace_id is not None
     means: list[float] = []
@@ -217,11 +216,8 @@ def backspace_probability(
                 thinking=thinking if slots is not None else None,
             )
         )  # fmt: skip
-        begin = np.zeros(len(log_probs), np.int32)
-        if slots is not None:
-            begin = np.asarray(jax.device_get(slots.first + slots.count))
         means += [
-            float(np.exp(log_probs[i, np.asarray(at) - begin[i]]).mean())
+            float(np.exp(log_probs[i, list(at)]).mean())
             for i, at in enumerate(states[batch.begin : batch.begin + batch.count])
         ]
     return means
@@ -237,20 +233,16 @@ def _label_log_prob_impl(
     config: ModelConfig,
     thinking: Thinking | None = None,
 ) -> jax.Array:
-    """log p(label) [B, T] in every state; with thoughts, in those behind them, [B, slots.rest]."""
+    """log p(label) [B, T] in every state; with `slots`, in every one that is no thought."""
+    B, T = tokens.shape
     if slots is not None:
         assert thinking is not None
-        B, T = tokens.shape
-        cache = kv.init_cache(config, B, T + slots.n, sharding.axis_of(tokens, 0))
-        _, _, _, hidden = latent.think(
-            params, config, thinking.thoughts, tokens, slots, cache, lora
-        )
-        labels = jnp.zeros_like(tokens[:, :1]) + label
-        labels = jnp.concatenate([labels] * slots.rest, axis=1)
-        return readout.score_labels(params, config, hidden, labels).log_prob
-    positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1])[None, :]
-    out = transformer.apply(params, config, tokens, positions=positions, lora=lora)
-    return readout.score_labels(params, config, out.hidden, jnp.full_like(tokens, label)).log_prob
+        cache = kv.init_cache(config, B, T + slots.room, sharding.axis_of(tokens, 0))
+        hidden = latent.think(params, config, thinking.thoughts, tokens, slots, cache, lora)[-1]
+    else:
+        positions = jnp.zeros_like(tokens) + jnp.arange(T)[None, :]
+        hidden = transformer.apply(params, config, tokens, positions=positions, lora=lora).hidden
+    return readout.score_labels(params, config, hidden, jnp.full_like(tokens, label)).log_prob
 
 
 _label_log_prob = jax.jit(_label_log_prob_impl, static_argnames=("label", "config", "thinking"))
@@ -352,6 +344,8 @@ def evaluate_items(
 
     def choose(thinking: Thinking | None, name: str) -> None:
         chosen = [item for item in items if item.options]
+        if not chosen:
+            return
         log_probs = next_token_log_probs(
             params, lora, config, [item.prompt for item in chosen], key, batch_rows, mesh, thinking
         )

@@ -32,6 +32,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
+from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import cache as kv
 from reasoning_jax.model import transformer
@@ -83,6 +84,13 @@ class Slots:
     count: Int[Array, " B"]
     n: int = struct.field(pytree_node=False)
     rest: int = struct.field(pytree_node=False)
+
+    @property
+    def room(self) -> int:
+        """How many slots a cache must have behind the prompts: each row takes up n thoughts and the
+        rest, whatever its own numbers are.
+        """
+        return max(self.n, self.rest)
 
 
 def find_thoughts(
@@ -323,12 +331,12 @@ def think(
     lora: Lora | None = None,
     control: str = "",
     row_keys: jax.Array | None = None,
-) -> tuple[Cache, Float[Array, "B D"], Float[Array, "B n D"], Float[Array, "B rest D"]]:
+) -> tuple[Cache, Float[Array, "B D"], Float[Array, "B n D"], Float[Array, "B P D"]]:
     """Read right-padded prompts with their thoughts into an empty cache.
 
     Returns the cache (its lengths are of no meaning: callers know how long their prompts are), the
-    input of each row's last thought, all inputs, and the hidden states of what stands behind the
-    thoughts. The cache must have n slots more than the prompts.
+    input of each row's last thought, all inputs, and the hidden states of the prompts, those of
+    thoughts excepted. The cache must have `slots.room` slots more than the prompts.
 
     control: what is fed in place of the thoughts made: "zeros", "noise" (normal, each of the norm
     of the thought that it replaces; drawn from `row_keys` [B]), or those of the "other_row" before
@@ -382,7 +390,7 @@ def think(
         _, cache = update(inputs, cache)
 
     last = jnp.where((jnp.arange(n)[None, :] == count[:, None] - 1)[..., None], inputs, 0).sum(1)
-    rest_hidden = out.hidden[:, :0]
+    hidden = out.hidden
     if slots.rest:
         begin = first + count
         columns = begin[:, None] + jnp.arange(slots.rest)[None, :]
@@ -391,8 +399,13 @@ def think(
             params, config, rest, positions=columns, cache=kv.rewind(cache, begin), lora=lora
         )
         assert behind.cache is not None
-        cache, rest_hidden = behind.cache, behind.hidden
-    return cache, last, inputs, rest_hidden
+        cache = behind.cache
+        place = jnp.arange(P)[None, :] - begin[:, None]
+        own = jnp.take_along_axis(
+            behind.hidden, jnp.clip(place, 0, slots.rest - 1)[..., None], axis=1
+        )
+        hidden = jnp.where((place >= 0)[..., None], own, hidden)
+    return cache, last, inputs, hidden
 
 
 def _controlled(
@@ -402,7 +415,10 @@ def _controlled(
     if control == "zeros":
         return jnp.zeros_like(inputs)
     if control == "other_row":
-        return jnp.roll(inputs, 1, axis=0)
+        # Rows that are split over devices cannot be rolled.
+        rows = sharding.axis_of(inputs, 0)
+        whole = sharding.reshard(inputs, sharding.P(None, None, None))
+        return sharding.reshard(jnp.roll(whole, 1, axis=0), sharding.P(rows, None, None))
     assert control == "noise"
     assert row_keys is not None
     noise = jax.vmap(lambda key: jax.random.normal(key, inputs.shape[1:]))(row_keys)

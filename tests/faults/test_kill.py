@@ -18,20 +18,20 @@ from tests.train.test_resume import assert_same
 ROOT = Path(__file__).parents[2]
 
 
-def start(workdir):
+def start(workdir, kind):
     # The devices (XLA_FLAGS) are those of the unbroken run, and so are the last bits.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.trainer", str(workdir)],
+        [sys.executable, "-m", "tests.faults.trainer", str(workdir), kind],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def run_until(workdir, word, count, delay_s):
+def run_until(workdir, kind, word, count, delay_s):
     """Kill the process `delay_s` after it said `word` for the `count`th time. Returns its exit code
     and what it said; it may be done before.
     """
-    process, said = start(workdir), []
+    process, said = start(workdir, kind), []
     watchdog = threading.Timer(300, process.kill)
     watchdog.start()
     try:
@@ -49,14 +49,14 @@ def run_until(workdir, word, count, delay_s):
         process.wait()
 
 
-def kill_and_compare(tmp_path, kills):
-    assert command.train(trainer.config(), tmp_path / "unbroken", [], quiet=True) == 0
+def kill_and_compare(tmp_path, kills, kind="match"):
+    assert command.train(trainer.config(kind), tmp_path / "unbroken", [], quiet=True) == 0
     for word, count, delay_s in kills:
-        code, said = run_until(tmp_path / "broken", word, count, delay_s)
+        code, said = run_until(tmp_path / "broken", kind, word, count, delay_s)
         assert code in (-signal.SIGKILL, 0), said
         if code == 0:
             break
-    code, said = run_until(tmp_path / "broken", "never", 1, 0)
+    code, said = run_until(tmp_path / "broken", kind, "never", 1, 0)
     assert code == 0, said
     assert_same(tmp_path / "unbroken", tmp_path / "broken", trainer.STEPS)
 
@@ -66,6 +66,15 @@ def test_killed_inside_saves_and_between_refreshes(tmp_path):
     metrics of a lost future.
     """
     kill_and_compare(tmp_path, [("saving", 3, 0.01), ("batch", 2, 0.0)])
+
+
+@pytest.mark.slow
+def test_killed_between_the_stages_of_a_curriculum(tmp_path):
+    """After step 7 (of stage 2) was trained, back to step 4, of stage 1.
+
+    Catches: a stage, or an optimizer, of a lost future.
+    """
+    kill_and_compare(tmp_path, [("drawn", 8, 0.0)], "stages")
 
 
 @pytest.mark.slow
