@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -64,14 +65,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
 
 def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("reasoning_jax", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(data_uri=_data_uri, direction=direction)
+    environment = _environment()
+    environment.globals.update(direction=direction)
     script, style = (_asset(environment, name) for name in ("viewer.js", "style.css"))
     style += _run_style(len(runs))
     data, shown = viewer_data(runs)
@@ -80,7 +75,7 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
         .render(
             title=_title(runs),
             summary=_summary(runs),
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            written=_now(),
             policy=_policy(script, style),
             script=script,
             style=style,
@@ -105,6 +100,31 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
         )
         .lstrip()
     )
+
+
+def render_plates(template: str, plates: Sequence[Plate], **values: Any) -> str:
+    """A page of figures, without a script, from a template of this package."""
+    environment = _environment()
+    style = _asset(environment, "style.css")
+    return environment.get_template(template).render(
+        plates=plates, style=style, policy=_policy("", style), written=_now(), **values
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reasoning_jax", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(data_uri=_data_uri)
+    return environment
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _asset(environment: Environment, name: str) -> Markup:
