@@ -45,6 +45,11 @@ class Dag:
         asked = (data["root"], data["target"], data["neg_target"])
         return Dag(tuple(data["idx_to_symbol"]), edges, *asked)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether nodes are names and concepts, not numbers."""
+        return not self.symbols[self.root].isdigit()
+
     @functools.cached_property
     def children(self) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in self.symbols]
@@ -130,7 +135,7 @@ def read_steps(dag: Dag, text: str, answer_prefix: str) -> list[str]:
     """The steps that a completed text has in front of its answer, of any form."""
     marker = answer_prefix.strip()
     body = text.rpartition(marker)[0] if marker and marker in text else text
-    if dag.symbols[dag.root].isdigit():
+    if not dag.is_text:
         return body.split()
     return [step for part in re.split(r"(?<=\.)|\n", body) if (step := part.strip())]
 
@@ -151,12 +156,14 @@ def process_category(dag: Dag, steps: Sequence[str], right: bool, thoughts: int)
     edges = set(dag.edges)
     chain: list[int] = []
     for step in steps:
-        read = _SENTENCE.fullmatch(step)
-        start, end = (number.get(name, -1) for name in (read.groups() if read else ("", step)))
-        if end < 0 or (read and start < 0):
+        sentence = _SENTENCE.fullmatch(step) if dag.is_text else None
+        if dag.is_text and not sentence:
+            return HALLUCINATION
+        start, end = (number.get(x, -1) for x in (sentence.groups() if sentence else ("", step)))
+        if end < 0 or (sentence and start < 0):
             return HALLUCINATION
         if not chain:
-            begins = [start] if read else dag.parents[end]
+            begins = [start] if sentence else dag.parents[end]
             begins = [node for node in begins if node in dag.depth]
             if not thoughts:
                 begins = [node for node in begins if node == dag.root]
@@ -164,7 +171,7 @@ def process_category(dag: Dag, steps: Sequence[str], right: bool, thoughts: int)
                 return HALLUCINATION
             chain.append(min(begins, key=dag.depth.__getitem__))
         at = chain[-1]
-        if (at, end) not in edges or (read and start != at):
+        if (at, end) not in edges or (sentence and start != at):
             return HALLUCINATION
         chain.append(end)
     if chain[-1] != dag.target:

@@ -57,10 +57,6 @@ class Case:
     dag: Dag
     answer: str
 
-    @property
-    def is_text(self) -> bool:
-        return self.question.form == "text"
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -122,7 +118,7 @@ def candidate_depth(case: Case, k: int) -> int:
     ...", X k edges away), but the first one with the root, so that its own end is looked at. In the
     other forms the next step is the node that is reached next, k + 1 edges away.
     """
-    return max(k, 1) if case.is_text else k + 1
+    return max(k, 1) if case.dag.is_text else k + 1
 
 
 def context(subject: Subject, case: Case, k: int, answering: bool) -> list[int]:
@@ -166,7 +162,7 @@ def step_values(
 
     def texts(case: Case) -> dict[int, str]:
         symbols = case.dag.symbols
-        if not case.is_text:
+        if not case.dag.is_text:
             return dict(enumerate(symbols))
         root = symbols[case.dag.root]
         head, end = (f"{root} is a ", ".") if k == 0 else ("Every ", "")
@@ -187,7 +183,7 @@ def answer_values(
 
     def texts(case: Case) -> dict[int, str]:
         symbols = case.dag.symbols
-        if not case.is_text:
+        if not case.dag.is_text:
             return {v: f"{prefix}{x}" for v, x in enumerate(symbols)}
         head = f"{prefix}{symbols[case.dag.root]} is a "
         return {v: f"{head}{x}." for v, x in enumerate(symbols) if case.dag.parents[v]}
@@ -238,13 +234,16 @@ def continuation_log_probs(
                 asked.append((row, c, place, option[at]))
     texts = [[*prompts[row], *before] for row, before in places]
     found = [np.zeros(len(options)) for options in candidates]
-    for begin in range(0, len(texts), _SCORED_ROWS):
+    count = min(_SCORED_ROWS, len(texts))
+    # Filled up, so that one shape is compiled.
+    texts += texts[-1:] * (-len(texts) % max(count, 1))
+    for begin in range(0, len(texts), max(count, 1)):
         log_probs = next_token_log_probs(
-            subject.params, subject.lora, subject.config, texts[begin : begin + _SCORED_ROWS], key,
+            subject.params, subject.lora, subject.config, texts[begin : begin + count], key,
             subject.batch_rows, subject.mesh, Thinking(subject.thoughts),
         )  # fmt: skip
         for row, c, place, token in asked:
-            if begin <= place < begin + _SCORED_ROWS:
+            if begin <= place < begin + count:
                 found[row][c] += log_probs[place - begin, token]
     return found
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +22,6 @@ from reasoning_jax.report.probe import write_probe
 from reasoning_jax.tasks.base import TaskError
 from reasoning_jax.tasks.prosqa import read_question
 from reasoning_jax.train.state import adapters
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Folded into the seed's key; see commands/train.py for the others.
 KEY_PROBE = 5
@@ -63,7 +60,7 @@ def probe(
     trained = restore(assembly, workdir, step)
     with jax.set_mesh(trained.mesh):
         subject = _subject(trained)
-        _check_room(subject, [*cases, shown])
+        _check_room(subject, [shown, *cases])
         result = {
             "run": workdir.resolve().name,
             "step": trained.step,
@@ -72,9 +69,9 @@ def probe(
             "problems": len(cases),
             "form": shown.question.form,
             "target": config.latent.target,
-            "tree": tree(subject, shown, problem if prompt is None else None),
-            **analyse(subject, cases, config),
+            **analyse(subject, shown, cases, config),
         }
+    result["tree"]["problem"] = problem if prompt is None else None
     result["thought_norm"] = _norms(workdir)
     folder = workdir / "probe" if out is None else out
     try:
@@ -140,24 +137,41 @@ def _check_room(subject: lp.Subject, cases: Sequence[lp.Case]) -> None:
         )
 
 
-def tree(subject: lp.Subject, case: lp.Case, index: int | None) -> dict[str, Any]:
-    """A problem's graph and each node's probability after every number of thoughts."""
-    key, most = jax.random.key(0), subject.most
+def analyse(
+    subject: lp.Subject, shown: lp.Case, cases: Sequence[lp.Case], config: Config
+) -> dict[str, Any]:
+    """Every measure of `analysis` on `cases`, and the tree of `shown`."""
+    key = jax.random.fold_in(jax.random.key(config.seed), KEY_PROBE)
+    most = subject.most
+    # One batch for both, so that each number of thoughts is compiled once.
+    every = [*cases, *([shown] if shown not in cases else [])]
+    n, at = len(cases), every.index(shown)
+    values = {k: lp.step_values(subject, every, k, key) for k in range(most)}
+    traced = lp.read_thoughts(subject, every, most)
+    # Where the rest is written out, an answer is asked for only when nothing is left to write.
+    answering = range(most + 1) if subject.staged.alone else (most,)
+    answered = {k: lp.answer_values(subject, every, k, key) for k in answering}
+    return {
+        "tree": tree(shown, {k: of_k[at] for k, of_k in values.items()}, answered[most][at])
+        | {"decoded": lp.decoded(subject, traced.states[at], _TOP_TOKENS)},
+        "k_sweep": sweep(subject, cases, answered, config, key),
+        **next_concepts(cases, {k: of_k[:n] for k, of_k in values.items()}),
+        **inside(subject, cases, traced),
+    }
+
+
+def tree(case: lp.Case, values: Mapping[int, np.ndarray], answer: np.ndarray) -> dict[str, Any]:
+    """A problem's graph and each node's probability after every number of thoughts that leaves
+    steps to go, and as the answer after all.
+    """
     dag = case.dag
     panels = [
-        {
-            "thoughts": k,
-            "what": "next concept",
-            "depth": lp.candidate_depth(case, k),
-            "values": _plain(lp.step_values(subject, [case], k, key)[0]),
-        }
-        for k in range(most)
+        {"thoughts": k, "what": "next concept", "values": _plain(value)}
+        for k, value in values.items()
+        if k < dag.hops
     ]
-    final = lp.answer_values(subject, [case], most, key)[0]
-    panels.append({"thoughts": most, "what": "answer", "depth": dag.hops, "values": _plain(final)})
-    traced = lp.read_thoughts(subject, [case], most)
+    last = {"thoughts": max(values) + 1, "what": "answer", "values": _plain(answer)}
     return {
-        "problem": index,
         "question": case.example.question,
         "answer": case.answer,
         "symbols": list(dag.symbols),
@@ -165,35 +179,46 @@ def tree(subject: lp.Subject, case: lp.Case, index: int | None) -> dict[str, Any
         "root": dag.root,
         "target": dag.target,
         "neg_target": dag.neg_target,
-        "panels": panels,
-        "decoded": lp.decoded(subject, traced.states[0], _TOP_TOKENS),
+        "panels": [*panels, last],
     }
 
 
-def analyse(subject: lp.Subject, cases: Sequence[lp.Case], config: Config) -> dict[str, Any]:
-    """Every measure of `analysis` on these cases."""
-    key = jax.random.fold_in(jax.random.key(config.seed), KEY_PROBE)
-    dags = [case.dag for case in cases]
+def sweep(
+    subject: lp.Subject,
+    cases: Sequence[lp.Case],
+    answered: Mapping[int, Sequence[np.ndarray]],
+    config: Config,
+    key: jax.Array,
+) -> list[dict[str, Any]]:
+    """For every number of thoughts what comes of them; "choice": whether the right one of the two
+    is the more probable answer, where it is asked for.
+    """
     sampling = replace(config.sampling, method="sample")
-    steps = range(1, subject.most + 1)
-
-    sweep = []
+    rows = []
     for k in range(subject.most + 1):
         outcomes = lp.answers(subject, cases, k, sampling, key)
-        found = lp.answer_values(subject, cases, k, key)
-        chosen = [v[d.target] > v[d.neg_target] for v, d in zip(found, dags)]
-        sweep.append({
+        row = {
             "thoughts": k,
             "accuracy": summary.measure([o.right for o in outcomes]),
-            "choice": summary.measure(chosen),
             "categories": summary.category_shares([o.category for o in outcomes]),
-        })  # fmt: skip
+        }
+        if k in answered:
+            pairs = zip(answered[k], (case.dag for case in cases))
+            chosen = [value[dag.target] > value[dag.neg_target] for value, dag in pairs]
+            row["choice"] = summary.measure(chosen)
+        rows.append(row)
+    return rows
 
-    values = {k: lp.step_values(subject, cases, k, key) for k in range(subject.most)}
+
+def next_concepts(
+    cases: Sequence[lp.Case], values: Mapping[int, Sequence[np.ndarray]]
+) -> dict[str, Any]:
+    """Where the next concept's probability is, by thoughts, over problems, and by height."""
+    dags = [case.dag for case in cases]
     depths = {k: [lp.candidate_depth(case, k) for case in cases] for k in values}
 
-    def over(function: Callable[..., Any], k: int, *more: Any) -> Any:
-        return function(dags, values[k], depths[k], *more)
+    def over(function: Callable[..., Any], k: int) -> Any:
+        return {"thoughts": k, **function(dags, values[k], depths[k])}
 
     # The value of every candidate behind at least one thought, whatever k.
     behind = [k for k in values if k]
@@ -202,7 +227,17 @@ def analyse(subject: lp.Subject, cases: Sequence[lp.Case], config: Config) -> di
         [value for k in behind for value in values[k]],
         [depth for k in behind for depth in depths[k]],
     )
-    traced = lp.read_thoughts(subject, cases, subject.most)
+    return {
+        "next_concept": [over(summary.next_concepts, k) for k in values],
+        "parallelism": [over(summary.parallelism, k) for k in _CURVES if k in values],
+        "height": {kind: summary.by_height(*pooled, kind) for kind in ("longest", "shortest")},
+    }
+
+
+def inside(subject: lp.Subject, cases: Sequence[lp.Case], traced: lp.Traced) -> dict[str, Any]:
+    """Attention, inner products and tokens of the thoughts."""
+    dags = [case.dag for case in cases]
+    steps = range(1, subject.most + 1)
     layers = lp.traced_layers(subject.config)
     attention = [
         {
@@ -230,12 +265,6 @@ def analyse(subject: lp.Subject, cases: Sequence[lp.Case], config: Config) -> di
         for i in steps
     ]
     return {
-        "k_sweep": sweep,
-        "next_concept": [{"thoughts": k, **over(summary.next_concepts, k)} for k in values],
-        "parallelism": [
-            {"thoughts": k, **over(summary.parallelism, k)} for k in _CURVES if k in values
-        ],
-        "height": {kind: summary.by_height(*pooled, kind) for kind in ("longest", "shortest")},
         "attention": attention,
         "inner_products": products,
         "decoded": [

@@ -36,19 +36,20 @@ _PANEL = (3.9, 2.9)  # inches
 
 # What the page says above each picture.
 _ABOUT = {
-    "tree": "Each node's probability as the next concept after so many thoughts, and at last as the "
-    "answer. Not normalised over the nodes; strong edges are on a shortest path.",
-    "k_sweep": "Greedy completions after a forced number of thoughts; bars are one standard error. "
-    "Where only an answer is written, it is a correct or an incorrect label.",
+    "tree": "Each node's probability as the next concept after so many thoughts, and at last as "
+    "the answer. Not normalised over the nodes; strong edges are on a shortest path.",
+    "k_sweep": "Greedy completions after a forced number of thoughts; bars are one standard "
+    "error. Where only an answer is written, it is a correct or an incorrect label.",
     "next_concept": "The frontier: the nodes that a search in breadth would take up next.",
     "parallelism": "For each problem with more than one candidate the probability of the best one, "
     "two and three together, sorted; curves far apart mean that several are held at once.",
-    "height": "Candidates after at least one thought; correct nodes reach the target. Bars are one "
-    "standard error over nodes.",
-    "attention": "By where an edge starts: not reachable from the root; reached later; reachable so "
-    "far; on the frontier; on a shortest path too. Groups from reachable on are nested.",
-    "inner_products": "By node: not reachable from the root; reached by a later thought; reachable "
-    "by this one; exactly as far; on a shortest path too. Groups from reachable on are nested.",
+    "height": "Candidates after at least one thought; correct nodes reach the target. Bars are "
+    "one standard error over nodes.",
+    "attention": "By where an edge starts: not reachable from the root; reached later; reachable "
+    "so far; on the frontier; on a shortest path too. Groups from reachable on are nested.",
+    "inner_products": "By node: not reachable from the root; reached by a later thought; "
+    "reachable by this one; exactly as far; on a shortest path too. Groups from reachable on are "
+    "nested.",
     "thought_norm": "Mean norm of what is fed back over that of token embeddings, in training.",
 }
 
@@ -123,6 +124,12 @@ def _style(axes: Axes, theme: Theme, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x, color=theme.ink, fontsize=9.5)
 
 
+def line(theme: Theme, **style: Any) -> Line2D:
+    """A line as a legend shows it."""
+    look: dict[str, Any] = {"color": theme.ink, "linewidth": 1.5, "markersize": 4, **style}
+    return Line2D([], [], **look)
+
+
 def _k_sweep(rows: Sequence[Mapping[str, Any]]) -> Plate:
     ks = [row["thoughts"] for row in rows]
     shares = {
@@ -147,8 +154,7 @@ def _k_sweep(rows: Sequence[Mapping[str, Any]]) -> Plate:
             ks, accuracy, yerr=errors, color=theme.ink, marker="o", markersize=4, linewidth=1.5,
             capsize=3,
         )  # fmt: skip
-        line = Line2D([], [], color=theme.ink, marker="o", markersize=4, linewidth=1.5)
-        entries.append(("right answer", line))
+        entries.append(("right answer", line(theme, marker="o")))
         _style(axes, theme, "What is written after k thoughts", "thoughts", "share of problems")
         axes.set_ylim(0, 1.04)
         # Patches first: a legend takes its measures from the first of them.
@@ -174,9 +180,9 @@ def _next_concept(rows: Sequence[Mapping[str, Any]]) -> Plate:
         entries: list[Any] = []
         for i, ((name, label), colour) in enumerate(zip(_MASSES, run_colours(theme, 3))):
             value, error = _values(rows, name)
-            style = {"color": colour, "linestyle": STYLES[i], "marker": MARKERS[i]}
+            style: dict[str, Any] = dict(color=colour, linestyle=STYLES[i], marker=MARKERS[i])
             axes.errorbar(ks, value, yerr=error, markersize=4, linewidth=1.5, capsize=3, **style)
-            entries.append((label, Line2D([], [], markersize=4, linewidth=1.5, **style)))
+            entries.append((label, line(theme, **style)))
         title = "The next concept's probability"
         _style(axes, theme, title, "thoughts", "probability, or share")
         axes.set_ylim(0, 1.04)
@@ -199,8 +205,8 @@ def _parallelism(rows: Sequence[Mapping[str, Any]]) -> Plate:
             _style(axes, theme, title, "percentile of problems", "cumulative probability")
             axes.set_ylim(0, 1.04)
         entries = [
-            (f"best {k}", Line2D([], [], color=c, linestyle=s, linewidth=1.6))
-            for k, c, s in zip((1, 2, 3), colours, STYLES)
+            (f"best {k}", line(theme, color=colour, linestyle=style))
+            for k, colour, style in zip((1, 2, 3), colours, STYLES)
         ]
         legend(grid[0], theme, entries, "outside lower center", columns=3)
 
@@ -231,8 +237,8 @@ def _height(height: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plate:
             axes.set_ylim(0, 1.04)
             axes.set_xticks([row["height"] for row in rows])
         entries = [
-            (f"{name} nodes", Line2D([], [], color=c, linestyle=s, marker=m, markersize=4))
-            for name, c, s, m in looks
+            (f"{name} nodes", line(theme, color=colour, linestyle=style, marker=marker))
+            for name, colour, style, marker in looks
         ]
         legend(grid[0], theme, entries, "outside lower center", columns=2)
 
@@ -250,9 +256,9 @@ def _height(height: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plate:
 def _bars(axes: Axes, theme: Theme, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """A group of bars a step, one a group of nodes or edges; returns the legend's entries."""
     shown = [g for g in GROUPS if any(row["groups"][g]["n"] for row in rows)]
-    colours = dict(zip(GROUPS, (theme.faint, theme.runs[6], *theme.runs[:1], *theme.runs[4:5])))
-    colours["optimal"] = theme.runs[2]
-    colours["not reachable"] = theme.runs[3]
+    # One colour a group, in the order of GROUPS.
+    runs = theme.runs
+    colours: dict[str, str] = dict(zip(GROUPS, (runs[3], runs[6], runs[0], runs[4], runs[2])))
     width = 0.8 / len(shown)
     for i, name in enumerate(shown):
         value, error = _values([row["groups"] for row in rows], name)

@@ -1,9 +1,9 @@
 """The picture of a search tree, thought by thought: a graph in layers, a panel a thought, and in
 each node the model's probability of it. Knows no model: it draws numbers.
 
-Layers are distances from the root; what the root does not reach stands beside it, dimmed, in layers
-of its own. Edges on a shortest path to the target are strong. A node is a box with its label and its
-probability, and the more probable it is, the fuller is its colour.
+Layers are distances from the root; what the root does not reach stands beside it, dimmed, in
+layers of its own. Edges on a shortest path to the target are strong. A node is a box with its label
+and its probability, and the more probable it is, the fuller is its colour.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ def _draw_edges(axes: Axes, theme: Theme, dag: Dag, places: dict[int, tuple[floa
 
 def _mix(first: str, second: str, share: float) -> str:
     share = min(max(share, 0.0), 1.0)
-    return to_hex([a + (b - a) * share for a, b in zip(to_rgb(first), to_rgb(second))])
+    red, green, blue = (a + (b - a) * share for a, b in zip(to_rgb(first), to_rgb(second)))
+    return to_hex((red, green, blue))
 
 
 def _luminance(colour: str) -> float:

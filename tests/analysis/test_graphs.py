@@ -77,8 +77,11 @@ def test_a_sentence_must_go_on_from_the_one_before():
     assert process_category(TEXT, steps, True, 0) == "hallucination"
 
 
-@pytest.mark.parametrize("junk", ["", "x", "8 8", "Every Zed is a bompus.", "²", "[A]", "Alex"])
+@pytest.mark.parametrize(
+    "junk", ["", "x", "8 8", "Every Zed is a bompus.", "²", "[A]", "Alex", "dumpus"]
+)
 def test_any_text_has_a_category(junk):
+    # Catches: a concept alone taken for a step, as a number is.
     for dag in (NUMBERS, TEXT):
         for thoughts in (0, 2):
             assert process_category(dag, [junk], False, thoughts) == "hallucination"
