@@ -143,12 +143,13 @@ def answers(
         key, subject.batch_rows, subject.mesh, thinking=Thinking(subject.thoughts),
     )  # fmt: skip
     prefix = subject.staged.encoder.data.answer_prefix
-    given = prefix if subject.staged.alone else ""
+    alone = subject.staged.alone
+    given = prefix if alone else ""
     outcomes = []
     for case, completion in zip(cases, completions):
         text = given + completion.text
         right = extract_answer(text, prefix).strip() == case.answer
-        steps = read_steps(case.dag, text, prefix)
+        steps = [] if alone else read_steps(case.dag, text, prefix)
         outcomes.append(Outcome(text, right, process_category(case.dag, steps, right, k)))
     return outcomes
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -51,8 +53,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     """
     loaded = load_runs(runs)
     plates = draw_figures(loaded)
-    page = render_page(loaded, plates)
     output = Path(output)
+    page = render_page(loaded, plates, _probe_pages(loaded, output))
     folder = output.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for plate in plates:
@@ -63,8 +65,10 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
-    """The page as text."""
+def render_page(
+    runs: Sequence[Run], plates: Sequence[Plate], probes: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The page as text. `probes`: (run, path from the page) of the pages of their thoughts."""
     environment = _environment()
     environment.globals.update(direction=direction)
     script, style = (_asset(environment, name) for name in ("viewer.js", "style.css"))
@@ -88,6 +92,7 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
             evaluated=[_evaluated(run) for run in runs],
             evaluation=evaluation_table(runs),
             difficulties=difficulty_tables(runs),
+            probes=probes,
             throughput=throughput_table(runs),
             differences=config_differences([run.config for run in runs]),
             n_keys=len({key for run in runs for key in flatten(run.config)}),
@@ -100,6 +105,16 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
         )
         .lstrip()
     )
+
+
+def _probe_pages(runs: Sequence[Run], output: Path) -> list[tuple[str, str]]:
+    """(run, relative address) of what `probe` wrote into the runs' folders."""
+    pages = [(run.name, run.path / "probe" / "index.html") for run in runs]
+    return [
+        (name, quote(Path(os.path.relpath(page, output.parent)).as_posix()))
+        for name, page in pages
+        if page.is_file()
+    ]
 
 
 def render_plates(template: str, plates: Sequence[Plate], **values: Any) -> str:
