@@ -120,6 +120,7 @@ def _probe_pages(runs: Sequence[Run], output: Path) -> list[tuple[str, str]]:
 def render_plates(template: str, plates: Sequence[Plate], **values: Any) -> str:
     """A page of figures, without a script, from a template of this package."""
     environment = _environment()
+    environment.globals.update(width=_width)
     style = _asset(environment, "style.css")
     return environment.get_template(template).render(
         plates=plates, style=style, policy=_policy("", style), written=_now(), **values
@@ -170,6 +171,11 @@ def _policy(script: str, style: str) -> str:
 
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _width(png: bytes) -> float:
+    """Of an image, in pixels of the page: its own are half as large."""
+    return int.from_bytes(png[16:20], "big") / 2
 
 
 def _title(runs: Sequence[Run]) -> str:

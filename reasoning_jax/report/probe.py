@@ -138,9 +138,8 @@ def _k_sweep(rows: Sequence[Mapping[str, Any]]) -> Plate:
     accuracy, errors = _values(rows, "accuracy")
 
     def colours(theme: Theme) -> list[str]:
-        blue, red, green, pink, orange, light, grey = theme.runs
-        del grey
-        return [green, light, blue, orange, pink, red]
+        blue, red, green, pink, _, light, grey = theme.runs
+        return [green, light, blue, grey, pink, red]
 
     def draw(axes: Axes, theme: Theme) -> None:
         below = np.zeros(len(ks))
@@ -157,6 +156,7 @@ def _k_sweep(rows: Sequence[Mapping[str, Any]]) -> Plate:
         entries.append(("right answer", line(theme, marker="o")))
         _style(axes, theme, "What is written after k thoughts", "thoughts", "share of problems")
         axes.set_ylim(0, 1.04)
+        axes.set_xticks(ks)
         # Patches first: a legend takes its measures from the first of them.
         legend(axes, theme, entries, "outside lower center", columns=3)
 

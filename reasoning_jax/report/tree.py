@@ -166,6 +166,7 @@ def probability(value: float) -> str:
 
 
 def _draw_edges(axes: Axes, theme: Theme, dag: Dag, places: dict[int, tuple[float, float]]) -> None:
+    quiet = _mix(theme.faint, theme.ink, 0.35)
     for start, end in dag.edges:
         (x, y), (to_x, to_y) = places[start], places[end]
         optimal = (
@@ -182,7 +183,7 @@ def _draw_edges(axes: Axes, theme: Theme, dag: Dag, places: dict[int, tuple[floa
                 (to_x, to_y + _HEIGHT / 2 if down else to_y - _HEIGHT / 2),
                 connectionstyle=f"arc3,rad={bent}", arrowstyle="-|>", mutation_scale=6,
                 shrinkA=0, shrinkB=0, linewidth=1.5 if optimal else 0.8,
-                color=theme.ink if optimal else _mix(theme.faint, theme.ink, 0.25),
+                color=theme.ink if optimal else quiet if start in dag.depth else theme.faint,
                 zorder=2 if optimal else 1,
             )
         )  # fmt: skip
