@@ -31,6 +31,7 @@ _COMMANDS = {
     "sample": "continue --prompt or each line of --prompt_file with a checkpoint",
     "report": "RUN [RUN ...]: one HTML page over run folders",
     "data": "build: write a task's problems as array_record files under --out",
+    "probe": "look into the thoughts of the run in --workdir: numbers, pictures, a page",
     "export": "write a checkpoint as a Hugging Face folder to --out",
     "sweep": "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
     "reproduce": "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
@@ -43,11 +44,21 @@ _TAKES = {
     "sample": ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
     "report": ("out",),
     "data": ("config", "debug", "out"),
+    "probe": (
+        "config",
+        "workdir",
+        "debug",
+        "checkpoint",
+        "problem",
+        "problems",
+        "prompt",
+        "out",
+    ),
     "export": ("config", "workdir", "debug", "checkpoint", "out"),
     "sweep": ("config", "workdir", "index", "all", "list", "debug", "quiet"),
     "reproduce": ("config", "workdir", "scale", "debug", "quiet"),
 }
-_WITH_RUN = ("evaluate", "sample", "export")
+_WITH_RUN = ("evaluate", "sample", "probe", "export")
 _CONFIG_FILE_FUNCTIONS = {
     "get_config": "that returns a ConfigDict",
     "get_sweep": "that returns points, as in docs/sweeps.md",
@@ -94,7 +105,7 @@ def _run(argv: list[str]) -> int:
         for name, what in _COMMANDS.items():
             print(f"  {name:<10} {what}")
         print("flags: --print_config --dry_run --debug --quiet --checkpoint --prompt --prompt_file")
-        print("       --samples --out --index --all --list --scale")
+        print("       --samples --problem --problems --out --index --all --list --scale")
         return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
     command = argv[1]
     if command not in _COMMANDS:
@@ -107,6 +118,7 @@ def _run(argv: list[str]) -> int:
         "sample": _sample,
         "report": _report,
         "data": _data,
+        "probe": _probe,
         "export": _export,
         "sweep": _sweep,
         "reproduce": _reproduce,
@@ -123,10 +135,10 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
     )  # fmt: skip
     for name, what in (
         ("workdir", "Folder of the run."),
-        ("prompt", "sample: the text to continue."),
+        ("prompt", "sample: the text to continue; probe: a question to draw the tree of."),
         ("prompt_file", "sample: a file with one prompt a line."),
         ("scale", "reproduce: smoke, cpu, gpu or paper."),
-        ("out", "report: the HTML file; data, export: the folder."),
+        ("out", "report: the HTML file; data, export, probe: the folder."),
     ):
         flags.DEFINE_string(name, None, what, flag_values=known)
     for name, what in (
@@ -141,6 +153,14 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_integer(
         "checkpoint", None, "Step to load; the newest by default.",
         lower_bound=0, flag_values=known,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "problem", None, "probe: the problem of the split to draw the tree of; 0 by default.",
+        lower_bound=0, flag_values=known,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "problems", None, "probe: how many problems; evaluate.problems by default.",
+        lower_bound=1, flag_values=known,
     )  # fmt: skip
     flags.DEFINE_integer("index", None, "sweep: the run to train, from 0.", flag_values=known)
     flags.DEFINE_integer(
@@ -390,6 +410,18 @@ def _data(known: flags.FlagValues, words: list[str]) -> int:
     from reasoning_jax.commands import data
 
     return data.build(_config(known, "data"), Path(known.out))
+
+
+def _probe(known: flags.FlagValues, _: list[str]) -> int:
+    if known.problem is not None and known.prompt is not None:
+        raise UsageError("probe draws the tree of one of --problem=INDEX and --prompt=QUESTION")
+    workdir, config = _workdir(known, "probe"), _config(known, "probe")
+    from reasoning_jax.commands import probe
+
+    return probe.probe(
+        config, workdir, known.checkpoint, problem=known.problem or 0, problems=known.problems,
+        prompt=known.prompt, out=Path(known.out) if known.out else None,
+    )  # fmt: skip
 
 
 def _export(known: flags.FlagValues, _: list[str]) -> int:

@@ -125,7 +125,7 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 FLOORS = (
     ("config", "vocab", "backspace"), ("config_check", "sharding", "sweep"), ("tasks",),
     ("model",), ("objectives",), ("weights",), ("decoding",), ("data",), ("evaluate",), ("rl",),
-    ("train",), ("report",), ("commands",), ("main",),
+    ("train",), ("analysis",), ("report",), ("commands",), ("main",),
 )  # fmt: skip
 
 

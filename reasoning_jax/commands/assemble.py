@@ -37,7 +37,9 @@ _NGRAM_TOKENS = 1_000_000
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything a command needs that the config implies. `notes` are lines to show at start."""
+    """Everything a command needs that the config implies. `notes` are lines to show at start.
+    Without `with_data` there is no source to open.
+    """
 
     config: Config
     task: Task | None
@@ -45,6 +47,7 @@ class Assembly:
     model: ModelConfig
     encoder: Encoder
     notes: tuple[str, ...] = ()
+    with_data: bool = True
     # Opening a file or a folder reads all of it: each split is opened once.
     _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -64,11 +67,14 @@ class Assembly:
 
     @functools.cached_property
     def staged(self) -> StagedEncoder | None:
-        """Rows of the curriculum's stages, where there is one. The data must be there."""
+        """Rows of the curriculum's stages, where there is one. Without data nothing can be said of
+        when stages begin.
+        """
         config = self.config
         if config.latent.mode == "off":
             return None
-        curriculum = Curriculum(config.latent, len(self.examples("train")), config.train.batch_rows)
+        examples = len(self.examples("train")) if self.with_data else 1
+        curriculum = Curriculum(config.latent, examples, config.train.batch_rows)
         shuffle = None
         if config.data.reshuffle_edges:
             from reasoning_jax.tasks.prosqa import reshuffled
@@ -139,7 +145,7 @@ def assemble(
         terminal_row=config.objective.name == "sequencematch",
         cut=config.data.source == "text",
     )  # fmt: skip
-    assembly = Assembly(config, task, vocab, model, encoder, notes)
+    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data)
     if noise.rate and noise.source == "ngram":
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
     if with_data:

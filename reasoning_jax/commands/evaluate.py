@@ -13,13 +13,17 @@ from reasoning_jax.evaluate.accuracy import Evaluation
 
 
 def evaluate(config: Config, workdir: Path, step: int | None) -> int:
-    """Evaluate a step (default: the newest) as `config.evaluate` and `config.sampling` say."""
+    """Evaluate a step (default: the newest) as `config.evaluate` and `config.sampling` say; of a
+    curriculum, as the step's own stage poses the problems.
+    """
     trained = load_trained(config, workdir, step)
     e = config.evaluate
     with jax.set_mesh(trained.mesh):
-        result = make_measure(trained.assembly, trained.mesh)(trained.params)
+        measure = make_measure(trained.assembly, trained.mesh, trained.stage)
+        result = measure(trained.params)
     write_evaluation(workdir, trained.step, e.split, result)
-    print(f"step {trained.step}, {e.split} split")
+    stage = "" if trained.stage is None else f", stage {trained.stage}"
+    print(f"step {trained.step}{stage}, {e.split} split")
     print(table(result))
     return 0
 

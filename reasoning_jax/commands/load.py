@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,27 +12,38 @@ from reasoning_jax import sharding
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.assemble import Assembly, assemble
 from reasoning_jax.config import Config, ConfigError, to_dict
-from reasoning_jax.config_check import check_devices
+from reasoning_jax.config_check import check_devices, from_dict
 from reasoning_jax.model import spec
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from reasoning_jax.train.program import abstract_state, make_program
 
+_OTHER_MODEL = "a checkpoint cannot be loaded into another model"
+# Sections that must be those of the run, and why.
+_FIXED = {
+    **dict.fromkeys(("model", "lora", "vocab", "weights"), _OTHER_MODEL),
+    "latent": "a checkpoint answers as its own curriculum taught it; for another number of "
+    "thoughts set evaluate.thoughts",
+}
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint's parameters ({"model", "lora"}) on a mesh, and the parts of its run."""
+    """A checkpoint's parameters ({"model", "lora"}) on a mesh, and the parts of its run. `stage`:
+    how far the curriculum had come, where there is one.
+    """
 
     assembly: Assembly
     mesh: jax.sharding.Mesh
     params: spec.Params
     step: int
+    stage: int | None = None
 
 
 def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
     """Restore the parameters of a step (default: the newest).
 
     Raises:
-      ConfigError: not a run folder, or the config's model is not that of the run.
+      ConfigError: not a run folder, or the config's model or curriculum is not that of the run.
       VocabError: the run's vocabulary cannot be read.
       CheckpointError: no usable checkpoint, or not that step.
     """
@@ -44,12 +56,15 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
     Without `with_data` the run's data need not be there. Raises as `load_trained` does.
     """
     saved = runfolder.read_json(workdir / "config.json")
-    for section in ("model", "lora", "vocab", "weights"):
+    # Sections that an older version did not have take their defaults.
+    with contextlib.suppress(ConfigError):
+        saved = to_dict(from_dict(saved))
+    for section, why in _FIXED.items():
         changed = runfolder.changed_keys(saved.get(section), to_dict(config)[section])
         if changed:
             raise ConfigError(
-                f"{section}.{changed[0]} differs from the run in {workdir}; a checkpoint cannot be "
-                "loaded into another model"
+                f"{'.'.join(filter(None, (section, changed[0])))} differs from the run in "
+                f"{workdir}; {why}"
             )
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(
@@ -67,4 +82,5 @@ def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:
         program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
         like = abstract_state(program, mesh).params
         params, step = checkpoints.restore_params(like, step)
-    return Trained(assembly, mesh, params, step)
+        stage = checkpoints.read_meta(step).get("stage")
+    return Trained(assembly, mesh, params, step, stage)

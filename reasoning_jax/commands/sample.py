@@ -8,40 +8,83 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax.commands.assemble import check_room
+from reasoning_jax.commands.assemble import Assembly, answer_plan, check_room
 from reasoning_jax.commands.load import load_assembly, restore
 from reasoning_jax.config import Config, ConfigError
+from reasoning_jax.data.examples import Example
+from reasoning_jax.decoding.sampler import Thinking
 from reasoning_jax.evaluate.accuracy import Completion, Prompt, complete
 from reasoning_jax.train.state import adapters
-from reasoning_jax.vocab import Vocab
+from reasoning_jax.vocab import LATENT, Vocab
 
 _STRIKE, _PLAIN = "\x1b[9;31m", "\x1b[0m"
 # Prompts are read whole; a file beyond this is not one of prompts.
 _MAX_BYTES = 64 << 20
+_MANY_STEPS = 1 << 20
 
 
 def sample(
     config: Config, workdir: Path, prompts: list[str], samples: int, step: int | None
 ) -> int:
-    """Print `samples` completions of each prompt, reproducible from the config's seed."""
+    """Print `samples` completions of each prompt, reproducible from the config's seed.
+
+    With a curriculum, behind each prompt stand the thoughts of the checkpoint's stage or of
+    evaluate.thoughts.
+    """
     assembly = load_assembly(config, workdir, with_data=False)
-    suffix = config.data.question_suffix
-    encoded = [assembly.encoder.prompt_ids(p + suffix) for p in prompts]
-    check_room(assembly.model, config.sampling, max(map(len, encoded)))
+    # What is not legal is refused before a backend starts, which the stage would need.
+    for prompt in prompts:
+        given_ids(assembly, prompt, None)
     trained = restore(assembly, workdir, step)
+    encoded = [given_ids(assembly, prompt, trained.stage) for prompt in prompts]
+    thoughts = assembly.thoughts
     rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded for _ in range(samples)]
     with jax.set_mesh(trained.mesh):
         completions = complete(
             trained.params["model"], adapters(trained.params, config), assembly.model,
             assembly.vocab, config.sampling, rows, jax.random.key(config.seed),
             config.evaluate.batch_rows, trained.mesh, assembly.ids.floor_masked,
+            Thinking(thoughts) if thoughts is not None else None,
         )  # fmt: skip
+    # Then no <eos> is ever taught behind it.
+    answers_in_one_token = assembly.staged is not None and assembly.staged.alone
     colour = sys.stdout.isatty()
     for i, completion in enumerate(completions):
         shown = strike_out(completion, assembly.vocab, colour)
-        end = " (cut off at the limit)" if completion.truncated else ""
-        print(f"{printable(prompts[i // samples] + suffix)}{shown}{end}")
+        cut = completion.truncated and not answers_in_one_token
+        end = " (cut off at the limit)" if cut else ""
+        print(f"{as_given(assembly, prompts[i // samples], encoded[i // samples])}{shown}{end}")
     return 0
+
+
+def given_ids(assembly: Assembly, prompt: str, stage: int | None) -> list[int]:
+    """The ids of a prompt and of what stands behind it at a stage (default: the last).
+
+    Raises:
+      VocabError, ConfigError: a prompt that cannot be written or has no room.
+    """
+    staged = assembly.staged
+    if staged is None:
+        ids = assembly.encoder.prompt_ids(prompt + assembly.config.data.question_suffix)
+    else:
+        # How many steps there would be is not known: more than any stage removes.
+        plan = answer_plan(assembly, stage, _MANY_STEPS)
+        ids, _ = staged.context(Example(prompt, (), ""), plan)
+    check_room(assembly.model, assembly.config.sampling, len(ids))
+    return ids
+
+
+def as_given(assembly: Assembly, prompt: str, ids: list[int]) -> str:
+    """A prompt as the terminal shows it, with its slots counted and what is given behind them."""
+    text = printable(prompt + assembly.config.data.question_suffix)
+    slots = ids.count(assembly.vocab.specials.get(LATENT, -1))
+    if slots:
+        assert assembly.staged is not None
+        what = assembly.staged.curriculum.mode.slots
+        text += f" <{slots} {what}{'s' if slots > 1 else ''}>"
+    if assembly.staged is not None and assembly.staged.alone:
+        text += assembly.config.data.answer_prefix
+    return text
 
 
 def strike_out(completion: Completion, vocab: Vocab, colour: bool) -> str:

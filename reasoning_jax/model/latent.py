@@ -394,7 +394,9 @@ def think(
     if slots.rest:
         begin = first + count
         columns = begin[:, None] + jnp.arange(slots.rest)[None, :]
-        rest = jnp.take_along_axis(prompts, jnp.minimum(columns, P - 1), axis=1)
+        # No indexing: a single row that is split over devices cannot be gathered from.
+        is_place = jnp.minimum(columns, P - 1)[..., None] == jnp.arange(P)[None, None, :]
+        rest = jnp.where(is_place, prompts[:, None, :], 0).sum(-1)
         behind = transformer.apply(
             params, config, rest, positions=columns, cache=kv.rewind(cache, begin), lora=lora
         )

@@ -92,17 +92,29 @@ def drawable(name: str, width: int = 30) -> str:
 
 
 def render(draw: Callable[[Axes, Theme], None], size: tuple[float, float]) -> tuple[bytes, bytes]:
+    """PNG bytes for light and dark pages of a figure with one pair of axes."""
+    return render_grid(lambda axes, theme: draw(axes[0], theme), size, 1, 1)
+
+
+def render_grid(
+    draw: Callable[[list[Axes], Theme], None], size: tuple[float, float], rows: int, columns: int
+) -> tuple[bytes, bytes]:
+    """The same with several, given row by row. Those that nothing is drawn on are left out."""
     images = []
     for theme in (LIGHT, DARK):
         figure = Figure(figsize=size, dpi=_DPI, facecolor=theme.paper, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set_facecolor(theme.paper)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(theme.faint)
-        axes.tick_params(which="both", color=theme.faint, labelcolor=theme.ink, labelsize=9)
-        axes.tick_params(length=3)
-        draw(axes, theme)
+        grid = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+        for axes in grid:
+            axes.set_facecolor(theme.paper)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["left", "bottom"]].set_color(theme.faint)
+            axes.tick_params(which="both", color=theme.faint, labelcolor=theme.ink, labelsize=9)
+            axes.tick_params(length=3)
+        draw(grid, theme)
+        for axes in grid:
+            if not (axes.lines or axes.patches or axes.collections or axes.texts):
+                axes.set_visible(False)
         buffer = io.BytesIO()
         canvas.print_png(buffer, metadata={"Software": None})
         images.append(buffer.getvalue())

@@ -57,6 +57,8 @@ PANELS = (
     Panel("loss", "Loss", "loss"),
     Panel("accuracy", "Accuracy", "fraction of tokens", share=True),
     Panel("grad_norm", "Gradient norm", "global L2 norm"),
+    Panel("thought_norm", "Norm of a thought", "multiples of an embedding's"),
+    Panel("stage", "Stage of the curriculum", "stage", smooth=False),
     Panel("learning_rate", "Learning rate", "learning rate", smooth=False),
     Panel("time.tokens_per_s", "Throughput", "tokens / s"),
     Panel("time.mfu", "Model FLOPs utilisation", "fraction of peak"),

@@ -10,9 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -50,8 +53,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     """
     loaded = load_runs(runs)
     plates = draw_figures(loaded)
-    page = render_page(loaded, plates)
     output = Path(output)
+    page = render_page(loaded, plates, _probe_pages(loaded, output))
     folder = output.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for plate in plates:
@@ -62,16 +65,12 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
-    """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("reasoning_jax", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(data_uri=_data_uri, direction=direction)
+def render_page(
+    runs: Sequence[Run], plates: Sequence[Plate], probes: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The page as text. `probes`: (run, path from the page) of the pages of their thoughts."""
+    environment = _environment()
+    environment.globals.update(direction=direction)
     script, style = (_asset(environment, name) for name in ("viewer.js", "style.css"))
     style += _run_style(len(runs))
     data, shown = viewer_data(runs)
@@ -80,7 +79,7 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
         .render(
             title=_title(runs),
             summary=_summary(runs),
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            written=_now(),
             policy=_policy(script, style),
             script=script,
             style=style,
@@ -93,6 +92,7 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
             evaluated=[_evaluated(run) for run in runs],
             evaluation=evaluation_table(runs),
             difficulties=difficulty_tables(runs),
+            probes=probes,
             throughput=throughput_table(runs),
             differences=config_differences([run.config for run in runs]),
             n_keys=len({key for run in runs for key in flatten(run.config)}),
@@ -105,6 +105,42 @@ def render_page(runs: Sequence[Run], plates: Sequence[Plate]) -> str:
         )
         .lstrip()
     )
+
+
+def _probe_pages(runs: Sequence[Run], output: Path) -> list[tuple[str, str]]:
+    """(run, relative address) of what `probe` wrote into the runs' folders."""
+    pages = [(run.name, run.path / "probe" / "index.html") for run in runs]
+    return [
+        (name, quote(Path(os.path.relpath(page, output.parent)).as_posix()))
+        for name, page in pages
+        if page.is_file()
+    ]
+
+
+def render_plates(template: str, plates: Sequence[Plate], **values: Any) -> str:
+    """A page of figures, without a script, from a template of this package."""
+    environment = _environment()
+    environment.globals.update(width=_width)
+    style = _asset(environment, "style.css")
+    return environment.get_template(template).render(
+        plates=plates, style=style, policy=_policy("", style), written=_now(), **values
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reasoning_jax", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(data_uri=_data_uri)
+    return environment
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _asset(environment: Environment, name: str) -> Markup:
@@ -135,6 +171,11 @@ def _policy(script: str, style: str) -> str:
 
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _width(png: bytes) -> float:
+    """Of an image, in pixels of the page: its own are half as large."""
+    return int.from_bytes(png[16:20], "big") / 2
 
 
 def _title(runs: Sequence[Run]) -> str:

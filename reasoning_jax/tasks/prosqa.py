@@ -313,7 +313,7 @@ class ProsQA:
         for start, end in edges:
             children[start].append(end)
             parents[end].append(start)
-        distances = (_distances(children, 0), _distances(children, 1))
+        distances = (distances_from(children, 0), distances_from(children, 1))
         leaves = [
             [v for v in distances[r] if v > 1 and not children[v] and v not in distances[1 - r]]
             for r in (0, 1)
@@ -356,8 +356,12 @@ class ProsQA:
         facts = [self._fact(symbols, *graph.edges[i]) for i in rng.permutation(len(graph.edges))]
         choices = [symbols[graph.target], symbols[graph.neg_target]]
         first, second = choices if rng.integers(2) else reversed(choices)
-        root = symbols[graph.root]
-        question = _LAYOUTS[self.form].write(facts, first, second, root)
+        question = _LAYOUTS[self.form].write(facts, first, second, symbols[graph.root])
+        return self._problem(graph, symbols, question, seed, split)
+
+    def _problem(
+        self, graph: Graph, symbols: list[str], question: str, seed: int, split: str
+    ) -> Problem:
         answer, other = (
             self._answer(symbols, graph.root, end) for end in (graph.target, graph.neg_target)
         )
@@ -405,7 +409,7 @@ class ProsQA:
         for start, end in graph.edges:
             children[start].append(end)
             parents[end].append(start)
-        behind, ahead = _distances(children, graph.root), _distances(parents, graph.target)
+        behind, ahead = distances_from(children, graph.root), distances_from(parents, graph.target)
         hops = len(graph.path) - 1
         # Dicts: several edges into one node are one step in the symbolic form.
         choices: list[dict[str, None]] = [{} for _ in range(hops)]
@@ -449,24 +453,123 @@ _LAYOUTS = {
 }
 
 
+class Fact(NamedTuple):
+    """An edge as a question states it, of which `place` characters go up to the end of its end."""
+
+    start: str
+    end: str
+    place: int
+
+
+class Question(NamedTuple):
+    """A question as it is written: its form, its edges and choices in their order, its root."""
+
+    form: str
+    facts: tuple[Fact, ...]
+    choices: tuple[str, str]
+    root: str
+
+
+def parse_question(question: str) -> Question:
+    """Read a question of any form, to the letter.
+
+    Raises:
+      TaskError: the text is no such question.
+    """
+    form, read = _match(question)
+    facts = []
+    for match in re.finditer(_LAYOUTS[form].fact, read["facts"]):
+        words = re.split(r"[ >]", match[0].rstrip("."))
+        # "Every a is a b", "Name is a b", "a b", "a>b".
+        start = words[1] if words[0] == "Every" else words[0]
+        facts.append(Fact(start, words[-1], match.start() + len(match[0].rstrip("."))))
+    return Question(form, tuple(facts), (read["first"], read["second"]), read["root"])
+
+
+def read_question(question: str) -> Problem:
+    """The problem that a question of any form poses; its answer is the choice that can be reached,
+    its steps are a shortest path. Nodes are numbered so that from < to on each edge, and `root` may
+    be any of them.
+
+    Raises:
+      TaskError: the text is no question of the task; its edges are not a directed acyclic graph of
+        moderate size with the root and both choices in it; the root reaches both choices or none.
+    """
+    asked = parse_question(question)
+    pairs = [(fact.start, fact.end) for fact in asked.facts]
+    symbols = _in_order(pairs)
+    for name in (asked.root, *asked.choices):
+        if name not in symbols:
+            raise TaskError(f"prosqa: {show(name)} is asked for and is in no edge of the question")
+    number = {symbol: node for node, symbol in enumerate(symbols)}
+    edges = sorted(((number[a], number[b]) for a, b in pairs), key=lambda e: (e[1], e[0]))
+    children: list[list[int]] = [[] for _ in symbols]
+    parents: list[list[int]] = [[] for _ in symbols]
+    for start, end in edges:
+        children[start].append(end)
+        parents[end].append(start)
+    root = number[asked.root]
+    depth = distances_from(children, root)
+    reached = [name for name in asked.choices if number[name] in depth]
+    if len(reached) != 1 or asked.root in asked.choices:
+        raise TaskError(
+            f"prosqa: of {asked.choices[0]} and {asked.choices[1]} exactly one must be reachable "
+            f"from {asked.root}, and neither be it; reachable: {', '.join(reached) or 'none'}"
+        )
+    target = number[reached[0]]
+    wrong_one = number[next(name for name in asked.choices if name != reached[0])]
+    path = [target]
+    while path[-1] != root:
+        path.append(next(p for p in parents[path[-1]] if depth.get(p) == depth[path[-1]] - 1))
+    graph = Graph(len(symbols), tuple(edges), root, target, wrong_one, tuple(reversed(path)))
+    return ProsQA(form=asked.form)._problem(graph, symbols, question, 0, "train")
+
+
+def _in_order(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The ends of edges, so that each edge's first comes before its second. Raises TaskError."""
+    if len(set(pairs)) < len(pairs):
+        twice = next(pair for i, pair in enumerate(pairs) if pair in pairs[:i])
+        raise TaskError(f"prosqa: the edge from {twice[0]} to {twice[1]} is given twice")
+    waiting = dict.fromkeys(symbol for pair in pairs for symbol in pair)
+    if len(waiting) > MAX_SYMBOLIC_NODES:
+        raise TaskError(f"prosqa: {len(waiting)} nodes, at most {MAX_SYMBOLIC_NODES} are read")
+    found: list[str] = []
+    while waiting:
+        blocked = {end for start, end in pairs if start in waiting}
+        free = [symbol for symbol in waiting if symbol not in blocked]
+        if not free:
+            raise TaskError(f"prosqa: the edges go in a circle through {next(iter(waiting))}")
+        found += free
+        for symbol in free:
+            del waiting[symbol]
+    return found
+
+
 def reshuffled(question: str, rng: np.random.Generator) -> str:
     """The same question, of any form, with its edges and its two choices in another order.
 
     Raises:
       TaskError: the text is not a ProsQA question, to the letter.
     """
-    for layout in _LAYOUTS.values():
+    form, read = _match(question)
+    layout = _LAYOUTS[form]
+    facts = re.findall(layout.fact, read["facts"])
+    choices = [read["first"], read["second"]]
+    first, second = choices if rng.integers(2) else reversed(choices)
+    order = rng.permutation(len(facts))
+    return layout.write([facts[i] for i in order], first, second, read["root"])
+
+
+def _match(question: str) -> tuple[str, re.Match[str]]:
+    """(form, what its patterns read) of a question, to the letter. Raises TaskError."""
+    for form, layout in _LAYOUTS.items():
         fact, joint = layout.fact, re.escape(layout.joint)
         read = re.fullmatch(f"(?P<facts>{fact}(?:{joint}{fact})*) {layout.asked}", question)
         if read is not None:
-            facts = re.findall(fact, read["facts"])
-            choices = [read["first"], read["second"]]
-            first, second = choices if rng.integers(2) else reversed(choices)
-            order = rng.permutation(len(facts))
-            return layout.write([facts[i] for i in order], first, second, read["root"])
+            return form, read
     raise TaskError(
         f"prosqa: {show(question)} is not a question of the task in any of its forms "
-        f"({', '.join(FORMS)}); it cannot be reshuffled"
+        f"({', '.join(FORMS)})"
     )
 
 
@@ -528,8 +631,8 @@ def _pick(nodes: Sequence[int], rng: np.random.Generator) -> int:
     return nodes[int(rng.integers(len(nodes)))]
 
 
-def _distances(children: Sequence[Sequence[int]], root: int) -> dict[int, int]:
-    """Edges from root to each node that it reaches, itself among them."""
+def distances_from(children: Sequence[Sequence[int]], root: int) -> dict[int, int]:
+    """How many edges it is from root to each node that it reaches, itself among them."""
     found = {root: 0}
     queue = deque([root])
     while queue:

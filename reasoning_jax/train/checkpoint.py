@@ -105,6 +105,11 @@ class Checkpoints:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_storable(_abstract(like))))
         return {"lora": {}, **self._read(step, args)["params"]}, step
 
+    def read_meta(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside a step (default: the newest): versions, config, the stage."""
+        step = self._require(step)
+        return dict(self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+
     def _require(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:

@@ -10,7 +10,14 @@ import pytest
 
 from reasoning_jax.data.examples import TaskSource
 from reasoning_jax.tasks import TaskError, make_task
-from reasoning_jax.tasks.prosqa import CONCEPTS, NAMES, check_chain, reshuffled
+from reasoning_jax.tasks.prosqa import (
+    CONCEPTS,
+    NAMES,
+    check_chain,
+    parse_question,
+    read_question,
+    reshuffled,
+)
 
 # The published rows: (mean, standard deviation) a row. Means are of all 800 validation and test
 # rows. So are the deviations of nodes and edges; the others are those of the 300 validation rows,
@@ -493,3 +500,45 @@ def test_renamed_problems_share_a_split():
     ]
     assert not keys[0] & (keys[1] | keys[2])
     assert not keys[1] & keys[2]
+
+
+@pytest.mark.parametrize(
+    "dials",
+    [{}, {"form": "symbolic", "relabel": True}, {"form": "fused", "family": "mirrored"}],
+    ids=["text", "symbolic", "fused"],
+)
+def test_a_question_says_all_of_its_problem(dials):
+    # Catches: edges read the wrong way round, the choices exchanged, places off by the full stop.
+    task = make_task("prosqa", **dials)
+    for seed in range(40):
+        problem = task.problem(seed)
+        read = read_question(problem.question)
+        assert (read.answer, read.difficulty) == (problem.answer, problem.difficulty)
+        assert check_chain(problem, read.steps).correct
+        assert read.data["options"] == problem.data["options"]
+        for name in ("step_choices", "frontiers"):
+            assert list(map(sorted, read.data[name])) == list(map(sorted, problem.data[name]))
+        assert all(start < end for start, end in read.data["edges"])
+        for fact in parse_question(problem.question).facts:
+            assert problem.question[: fact.place].endswith(fact.end)
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("", "not a question"),
+        ("0>1 1>2 [Q] 2 3 [R] 0 ", "not a question"),
+        ("0>1 1>2 2>0 [Q] 2 1 [R] 0", "in a circle"),
+        ("0>0 1>2 [Q] 2 0 [R] 1", "in a circle"),
+        ("0>1 0>1 2>3 [Q] 1 3 [R] 0", "given twice"),
+        ("0>1 2>3 [Q] 1 9 [R] 0", "'9' is asked for"),
+        ("0>1 0>2 [Q] 1 2 [R] 0", "reachable: 1, 2"),
+        ("0>1 2>3 2>4 [Q] 3 4 [R] 0", "reachable: none"),
+        ("0>1 2>3 [Q] 0 3 [R] 0", "neither be it"),
+        ("Every Alex is a bompus. Is Alex a bompus or x?", "not a question"),
+        (" | ".join(f"{i} {i + 1}" for i in range(300)) + " [Q] 1 2 [R] 0", "at most 200"),
+    ],
+)
+def test_what_is_no_question_is_refused(question, reason):
+    with pytest.raises(TaskError, match=re.escape(reason)):
+        read_question(question)
