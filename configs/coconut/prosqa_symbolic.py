@@ -155,7 +155,7 @@ def get_study(scale: str) -> Study:
             "Chance is 50 %: the two choices are alike in depth and degree.",
             "CoT's 75 % on mirrored graphs follow from their construction: which of the root's two "
             "chains to enter is a coin flip for it, and a wrong one leaves a guess.",
-            "Controls replace the thoughts of a trained model: by zeros, by noise of each thought's "
-            "norm, by those of another row.",
+            "Controls replace the thoughts of a trained model: by zeros, by noise of the same norms, "
+            "by those of another row.",
         ),
     )

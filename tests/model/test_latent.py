@@ -315,7 +315,7 @@ def test_keys_that_stand_before_equal_a_cache_and_one_pass(name):
     first = part(0, 4, return_keys=True)
     for seen in (True, False):
         visible = jnp.asarray([[True] * 4, [seen, True, True, True]])
-        before = (KeyValues(first.keys, first.values, visible),)
+        before = (KeyValues.of(first.keys, first.values, visible),)
         out = part(4, 8, before=before, capture_weights=(1,))
         np.testing.assert_allclose(out.hidden[0], whole[0], atol=2e-5)
         np.testing.assert_allclose(out.hidden[0], by_cache[0], atol=2e-5)
