@@ -1,7 +1,6 @@
 """Stages that resume, an optimizer that begins anew, and what thoughts learn."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +188,6 @@ def test_thoughts_learn_what_the_same_model_cannot_do_without(tmp_path):
     )  # fmt: skip
     assert command.train(config, tmp_path, [], quiet=True) == 0
     last = metrics_of(tmp_path)[-1]
-    print(json.dumps(last))
     assert last["choice"] > 0.9
     assert last["exact_match"] > 0.85
     # Two-way; the standard error is 0.025.
