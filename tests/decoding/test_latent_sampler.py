@@ -11,7 +11,7 @@ import pytest
 
 from reasoning_jax import sharding
 from reasoning_jax.config import SamplingConfig
-from reasoning_jax.decoding.rows import slots_of
+from reasoning_jax.decoding.rows import padded_batches, slots_of
 from reasoning_jax.decoding.sampler import (
     ActionIds,
     Thinking,
@@ -297,24 +297,18 @@ def reverse(slots):
     return dataclasses.replace(slots, first=slots.first[::-1], count=slots.count[::-1])
 
 
-def test_thoughts_of_another_row_need_one(params, mesh):
+def test_thoughts_of_another_row_need_one(mesh):
+    """A last batch that is filled up ends in the prompt before it, so that its first row has that
+    one's thoughts and not its own.
+    """
     thinking = Thinking(THOUGHTS, "other_row")
-
-    def log_probs(prompts, rows):
-        with jax.set_mesh(mesh):
-            return accuracy.next_token_log_probs(
-                placed(params, mesh), None, MODEL, prompts, jax.random.key(0), rows, mesh, thinking
-            )
-
+    (alone,) = padded_batches(PROMPTS[:1], 4, mesh)
     with pytest.raises(ValueError, match="at least 2 prompts"):
-        log_probs(PROMPTS[:1], 4)
-    # The last batch is one prompt and its filling: its other row is the one before it.
-    prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[5]]
-    got = log_probs(prompts, 2)
-    _, fed = recomputed(params, MODEL, prompts, THOUGHTS)
-    fed[2] = fed[1]
-    states, _ = recomputed(params, MODEL, prompts, THOUGHTS, given=fed)
-    np.testing.assert_allclose(got[2], log_softmax(params, states[2][-1]), atol=3e-5)
+        accuracy.batch_slots(alone, thinking, mesh)
+    *_, last = padded_batches(PROMPTS[:5], 4, mesh)
+    assert (last.begin, last.count) == (4, 1)
+    assert np.asarray(last.ids)[-1, : last.length[-1]].tolist() == PROMPTS[3]
+    assert accuracy.batch_slots(last, thinking, mesh).count.tolist()[-1] == PROMPTS[3].count(LATENT)
 
 
 def test_the_probability_of_a_backspace_behind_thoughts(params, mesh, want):
