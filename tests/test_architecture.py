@@ -157,7 +157,7 @@ def test_what_checks_configs_and_text_loads_no_jax():
     modules = (
         "main", "config", "config_check", "vocab", "tasks", "report", "weights", "data.examples",
         "data.jsonl", "data.text", "data.ngram", "commands.runfolder", "commands.saved_config",
-        "sweep", "commands.sweep", "commands.reproduce", "report.study",
+        "sweep", "commands.sweep", "commands.reproduce", "report.study", "report.probe",
     )  # fmt: skip
     lines = [f"import reasoning_jax.{m}" for m in modules]
     lines.append("import sys; sys.exit('jax' in sys.modules)")

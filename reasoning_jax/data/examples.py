@@ -111,9 +111,13 @@ def extract_answer(response: str, answer_prefix: str) -> str:
     """What follows the last `answer_prefix`; the whole response when the prefix is empty.
 
     A response without the prefix gives no answer: "". The inverse of `render` for answers that do
-    not hold the prefix.
+    not hold the prefix. Blanks that the prefix begins with may be missing where the response begins
+    with it: a vocabulary of words does not write them.
     """
     if not answer_prefix:
         return response
+    begin = answer_prefix.lstrip()
+    if begin and response.startswith(begin):
+        response = answer_prefix + response.removeprefix(begin)
     _, found, answer = response.rpartition(answer_prefix)
     return answer if found else ""

@@ -77,3 +77,13 @@ def test_layout(suffix, step_suffix, prefix, prompt, response):
 def test_the_last_answer_counts_and_none_is_empty():
     assert extract_answer("A: 1 A: 2", "A: ") == "2"
     assert extract_answer("2", "A: ") == ""
+
+
+def test_a_prefix_s_first_blanks_may_be_missing_at_the_start():
+    # Words are joined without a blank before the first. Catches: a prefix of blanks that is there
+    # everywhere, a second answer that is lost.
+    assert extract_answer("[A] 4", " [A] ") == "4"
+    assert extract_answer("[A] 4 [A] 5", " [A] ") == "5"
+    assert extract_answer("3 [A] 4", " [A] ") == "4"
+    assert extract_answer("3[A] 4", " [A] ") == ""
+    assert extract_answer("4", "\n") == ""
