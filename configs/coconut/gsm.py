@@ -4,6 +4,7 @@ Claim    (the paper's, arXiv 2412.06769, GPT-2: CoT 42.9 %, Coconut 34.1 %, paus
          No-CoT 16.5 %.) What came out here is in docs/results.md.
 Command  reasoning-jax reproduce coconut/gsm --scale=cpu --workdir=runs/gsm
          reasoning-jax reproduce coconut/gsm --scale=paper --workdir=runs/gsm_paper --config.weights.path=GPT2_FOLDER --config.data.source=jsonl --config.data.path=train.txt --config.data.validation_path=test.txt
+         reasoning-jax train --config=configs/coconut/gsm.py:mode=coconut --workdir=runs/coconut_gsm
 Time     cpu: 8 arms x 3 seeds of about 15 minutes on 2 CPU cores, 6 hours
 Scales   cpu: chains of 1 to 3 steps of our generator in characters, 4 layers x 128. gpu: up to 6
          steps, 6 layers x 384. paper: the paper's schedule, with GPT-2 weights and the files of
@@ -23,7 +24,7 @@ MODES = (
 STAGED = ("coconut", "pause_as_thought", "no_thought")
 # layers, width, rows, steps, training problems, problems evaluated
 SCALES = {
-    "smoke": (1, 32, 8, 8, 16, 8),
+    "smoke": (1, 32, 4, 6, 16, 8),
     "cpu": (4, 128, 32, 6000, 32_000, 500),
     "gpu": (6, 384, 128, 30_000, 385_000, 1000),
     "paper": (0, 0, 128, 75_000, 385_000, 1319),
@@ -98,7 +99,7 @@ def get_sweep(arg: str = ""):
     arg = rc.parse_arg(arg, scale="cpu")
     seeds = sweep("seed", (0,) if arg.scale == "smoke" else (0, 1, 2))
     split = sweep("evaluate.split", ("test",))
-    modes = ("coconut",) if arg.scale == "smoke" else MODES
+    modes = ("coconut", "no_thought") if arg.scale == "smoke" else MODES
     arms = [f"mode={mode},scale={arg.scale}" for mode in modes]
     if arg.scale != "smoke":
         arms.append(f"mode=coconut,scale={arg.scale},thoughts=1")

@@ -4,6 +4,7 @@ Claim    (the paper's, arXiv 2412.06769, GPT-2: Coconut 97.0 %, CoT 77.5 %, paus
          What came out here is in docs/results.md.
 Command  reasoning-jax reproduce coconut/prosqa --scale=cpu --workdir=runs/prosqa_text
          reasoning-jax reproduce coconut/prosqa --scale=paper --workdir=runs/prosqa_paper --config.weights.path=GPT2_FOLDER
+         reasoning-jax train --config=configs/coconut/prosqa.py:mode=coconut --workdir=runs/coconut_text
 Time     cpu: 9 arms x 3 seeds of about 15 minutes on 2 CPU cores, 7 hours
 Scales   cpu: small graphs (2 and 3 hops) in words, 4 layers x 128. gpu: graphs fitted to the
          published ones, 6 layers x 384, in words. paper: those, the paper's schedule and GPT-2
@@ -31,7 +32,7 @@ SCALES = {
 
 
 def get_config(arg: str = ""):
-    arg = rc.parse_arg(arg, mode="coconut", seed=0, scale="cpu", uniform=0.0)
+    arg = rc.parse_arg(arg, mode="coconut", seed=0, scale="cpu", mixed=0)
     if arg.scale not in SCALES:
         raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
     if arg.mode not in MODES:
@@ -49,7 +50,7 @@ def get_config(arg: str = ""):
     config.data.question_suffix = "\n"
     config.data.answer_prefix = "### "
     config.data.train_problems = problems
-    config.data.seq_len = 256 if small else 512
+    config.data.seq_len = 256 if small else 512 if layers else 1024
     latent = config.latent
     latent.mode = arg.mode
     if arg.mode not in ("cot", "no_cot", "icot"):
@@ -57,7 +58,7 @@ def get_config(arg: str = ""):
     if arg.mode in STAGED:
         # The paper: 5 epochs a stage and 50 in all, a new optimizer at each stage.
         latent.epochs_per_stage = 1 if small or arg.scale == "gpu" else 5
-        latent.uniform_prob = arg.uniform
+        latent.uniform_prob = arg.mixed / 100
     if arg.mode == "icot":
         config.latent.icot_tokens_per_epoch = 8.0
         config.latent.icot_remove_all_from = 39
@@ -102,8 +103,8 @@ def get_sweep(arg: str = ""):
     split = sweep("evaluate.split", ("test",))
     modes = ("coconut", "icot") if arg.scale == "smoke" else MODES
     arms = [f"mode={mode},scale={arg.scale}" for mode in modes]
-    # Mixed stages: without them a model cannot go on in text after fewer thoughts.
-    arms.append(f"mode=coconut,scale={arg.scale},uniform=0.3")
+    # A random stage for 30 % of the rows: without, no model goes on in text after fewer thoughts.
+    arms.append(f"mode=coconut,scale={arg.scale},mixed=30")
     return product(sweep("arg", arms), seeds, split)
 
 

@@ -39,8 +39,8 @@ STAGE_STEPS = {
 
 def get_config(arg: str = ""):
     arg = rc.parse_arg(
-        arg, mode="coconut", seed=0, scale="cpu", graph="mirrored", form="fused", nodes=14, hops=3,
-        layers=0, longer=1.0, mastery=False,
+        arg, mode="coconut", seed=0, scale="cpu", graph="mirrored", edges="fused", hops=3, layers=0,
+        longer=1.0, mastery=False,
     )  # fmt: skip
     if arg.scale not in SCALES:
         raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
@@ -50,12 +50,12 @@ def get_config(arg: str = ""):
     small = arg.scale in ("smoke", "cpu")
     config = rc.default_config()
     config.seed = arg.seed
-    form, graph = (arg.form, arg.graph) if small else ("symbolic", "fitted")
+    form, graph = (arg.edges, arg.graph) if small else ("symbolic", "fitted")
     config.task = {"name": "prosqa", **task_dials("prosqa"), "form": form, "family": graph}
     hops = arg.hops if small else 4
     config.task.update(min_hops=min(3, hops), max_hops=hops)
     if graph == "fitted":
-        config.task.update(relabel=True, **({"n_nodes": arg.nodes} if small else {}))
+        config.task.update(relabel=True, **({"n_nodes": 14} if small else {}))
     config.vocab.kind = "pair" if form == "fused" else "word"
     config.vocab.backspace = False
     config.vocab.latent = True
@@ -153,9 +153,9 @@ def get_study(scale: str) -> Study:
             "three tokens an edge, 2 layers x 768. At scale cpu graphs and columns are simpler, "
             "and the setting is ours.",
             "Chance is 50 %: the two choices are alike in depth and degree.",
-            "CoT's 75 % on mirrored graphs follow from their construction: which of the root's two "
-            "chains to enter is a coin flip for it, and a wrong one leaves a guess.",
-            "Controls replace the thoughts of a trained model: by zeros, by noise of the same norms, "
+            "CoT's 75 % on mirrored graphs follow from their construction: which of the root's "
+            "two chains to enter is a coin flip for it, and a wrong one leaves a guess.",
+            "Controls replace the thoughts of a trained model: by zeros, by noise of their norms or "
             "by those of another row.",
         ),
     )
