@@ -340,11 +340,11 @@ _FED_BACK = ("thought", "thought_scale", "jacobi_iterations")
 _LATENT_KEYS = {
     "off": (),
     "coconut": (*_ALWAYS, *_STAGED, *_SLOTS, *_FED_BACK),
-    "no_curriculum": (*_ALWAYS, *_SLOTS, *_FED_BACK),
-    "no_thought": (*_ALWAYS, *_STAGED, "max_latent_stage", "pad_latent_to_max", "target", "draw"),
+    "no_curriculum": (*_ALWAYS, *_SLOTS[:-1], *_FED_BACK),
+    "no_thought": (*_ALWAYS, *_STAGED, "max_latent_stage", "target", "draw"),
     "pause_as_thought": (*_ALWAYS, *_STAGED, *_SLOTS),
-    "pause": (*_ALWAYS, *_SLOTS),
-    "cot": (*_ALWAYS, "target"),
+    "pause": (*_ALWAYS, *_SLOTS[:-1]),
+    "cot": _ALWAYS,
     "no_cot": (*_ALWAYS, "target"),
     "icot": (
         *_ALWAYS, "icot_tokens_per_epoch", "icot_offset_decay", "icot_remove_all_from",
@@ -446,6 +446,11 @@ def _check_latent(config: Config) -> None:
         raise ConfigError(
             f"latent.epochs_per_stage={latent.epochs_per_stage} has no effect with "
             f"latent.stage_steps={latent.stage_steps}; give one of the two"
+        )
+    if latent.target == "next_step" and config.sampling.max_actions > 2:
+        raise ConfigError(
+            f'latent.target="next_step" teaches one token and no <eos> behind it; set '
+            f"sampling.max_actions to 2, got {config.sampling.max_actions}"
         )
     if latent.draw != "shortest" and latent.target != "next_step":
         raise ConfigError(

@@ -480,7 +480,7 @@ LATENT_RULES = {
     ),
     "a draw of what is not drawn": (
         {"latent.draw": "frontier"}, ['draw="frontier"', '"next_step"'],
-        {"latent.target": "next_step"},
+        {"latent.target": "next_step", "sampling.max_actions": 2},
     ),
     "mastery by schedule": (
         {"latent.mastery": 0.5}, ["latent.mastery=0.5", '"schedule"'],
@@ -530,8 +530,10 @@ FED_BACK = {"coconut", "no_curriculum"}
 # Options, and the modes that have a use for them.
 USES = [
     ("c_thought markers", WITH_SLOTS),
-    ("max_latent_stage pad_latent_to_max draw", {*WITH_SLOTS, "no_thought"}),
-    ("target", {*WITH_SLOTS, "no_thought", "cot", "no_cot"}),
+    ("max_latent_stage", {*WITH_SLOTS, "no_thought"}),
+    ("pad_latent_to_max", WITH_SLOTS),
+    ("draw", IN_STAGES),
+    ("target", {*WITH_SLOTS, "no_thought", "no_cot"}),
     ("thought thought_scale jacobi_iterations", FED_BACK),
     ("epochs_per_stage stage_steps uniform_prob advance mastery mastery_every_steps", IN_STAGES),
     ("start_stage reset_optimizer", {*IN_STAGES, "icot"}),
@@ -651,7 +653,9 @@ def fit_latent(rng, changes, get):
         for key in ("latent.c_thought", "latent.max_latent_stage"):
             changes[key] = max(1, get(key))
         changes |= {"vocab.latent": True, "sampling.method": "sample"}
-    if get("latent.target") != "next_step":
+    if get("latent.target") == "next_step":
+        changes["sampling.max_actions"] = min(2, get("sampling.max_actions"))
+    else:
         changes.pop("latent.draw", None)
     if get("latent.advance") != "mastery":
         for key in ("latent.mastery", "latent.mastery_every_steps"):

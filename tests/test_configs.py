@@ -188,6 +188,8 @@ def test_two_steps_of_a_small_version(path, tmp_path, quick_to_compile):
     if module(path).get_config().objective.name == "sequencematch":
         # The second step is of the mixture, with rollouts.
         sections["sequencematch"] = {"bc_steps": 1, "anneal_steps": 0}
+    if module(path).get_config().latent.target == "next_step":
+        sections["sampling"]["max_actions"] = 2
     if module(path).get_config().data.source == "text":
         sections["evaluate"] |= {"feature_weights": ""}
         sections["sampling"] |= {"max_actions": 8}

@@ -20,6 +20,7 @@ SHRUNK = {
         "--config.evaluate.problems=4",
     ],
     "evaluate": ["--config.evaluate.problems=4"],
+    "probe": ["--problems=4"],
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Claim    (the paper's, arXiv 2412.06769, GPT-2: CoT 42.9 %, Coconut 34.1 %, paus
 Command  reasoning-jax reproduce coconut/gsm --scale=cpu --workdir=runs/gsm
          reasoning-jax reproduce coconut/gsm --scale=paper --workdir=runs/gsm_paper --config.weights.path=GPT2_FOLDER --config.data.source=jsonl --config.data.path=train.txt --config.data.validation_path=test.txt
          reasoning-jax train --config=configs/coconut/gsm.py:mode=coconut --workdir=runs/coconut_gsm
-Time     cpu: 8 arms x 3 seeds of about 15 minutes on 2 CPU cores, 6 hours
+Time     cpu: 9 arms x 3 seeds of about 15 minutes on 2 CPU cores, 7 hours (not run)
 Scales   cpu: chains of 1 to 3 steps of our generator in characters, 4 layers x 128. gpu: up to 6
          steps, 6 layers x 384. paper: the paper's schedule, with GPT-2 weights and the files of
          GSM8k-Aug of your own. smoke: a minute, to see that everything runs.
@@ -53,6 +53,10 @@ def get_config(arg: str = ""):
     latent.mode = arg.mode
     if arg.mode not in ("cot", "no_cot", "icot"):
         latent.max_latent_stage = 3
+    if arg.mode == "icot" and layers:
+        # Characters: the longest chain, so that none is removed at once.
+        latent.icot_remove_all_from = 60 if small else 120
+        latent.icot_tokens_per_epoch = latent.icot_remove_all_from / (0.7 * steps * rows / problems)
     if arg.mode in ("coconut", "no_curriculum", "pause_as_thought", "pause"):
         latent.c_thought = arg.thoughts
     if arg.mode in STAGED:
@@ -120,6 +124,7 @@ def get_study(scale: str) -> Study:
         title=f"Coconut on arithmetic word problems ({scale})",
         columns=(
             ("exact_match", "answer right"),
+            ("tokens", "tokens"),
             ("exact_match_zeros", "thoughts: zeros"),
             ("exact_match_noise", "noise"),
             ("exact_match_other_row", "another row's"),

@@ -5,7 +5,7 @@ Claim    (the paper's, arXiv 2412.06769, GPT-2: Coconut 97.0 %, CoT 77.5 %, paus
 Command  reasoning-jax reproduce coconut/prosqa --scale=cpu --workdir=runs/prosqa_text
          reasoning-jax reproduce coconut/prosqa --scale=paper --workdir=runs/prosqa_paper --config.weights.path=GPT2_FOLDER
          reasoning-jax train --config=configs/coconut/prosqa.py:mode=coconut --workdir=runs/coconut_text
-Time     cpu: 9 arms x 3 seeds of about 15 minutes on 2 CPU cores, 7 hours
+Time     cpu: 9 arms x 3 seeds of about 15 minutes on 2 CPU cores, 7 hours (not run)
 Scales   cpu: small graphs (2 and 3 hops) in words, 4 layers x 128. gpu: graphs fitted to the
          published ones, 6 layers x 384, in words. paper: those, the paper's schedule and GPT-2
          weights of your own; for the published rows add --config.data.source=jsonl
@@ -55,6 +55,8 @@ def get_config(arg: str = ""):
     latent.mode = arg.mode
     if arg.mode not in ("cot", "no_cot", "icot"):
         latent.max_latent_stage = most
+    if arg.mixed and arg.mode not in STAGED:
+        raise rc.ConfigError(f"mixed goes with a mode that has stages, not with {arg.mode}")
     if arg.mode in STAGED:
         # The paper: 5 epochs a stage and 50 in all, a new optimizer at each stage.
         latent.epochs_per_stage = 1 if small or arg.scale == "gpu" else 5
@@ -62,6 +64,8 @@ def get_config(arg: str = ""):
     if arg.mode == "icot":
         config.latent.icot_tokens_per_epoch = 8.0
         config.latent.icot_remove_all_from = 39
+        if not layers:
+            config.optimizer.clip_norm = 1.0
     if layers:
         config.vocab.kind = "word"
         config.model.n_layers = layers
@@ -122,6 +126,7 @@ def get_study(scale: str) -> Study:
         title=f"Coconut on ProsQA as text ({scale})",
         columns=(
             ("exact_match", "answer right"),
+            ("tokens", "tokens"),
             ("exact_match_zeros", "thoughts: zeros"),
             ("exact_match_noise", "noise"),
             ("exact_match_other_row", "another row's"),

@@ -10,7 +10,9 @@ Scales   cpu: two mirrored halves, 3 hops, one column an edge; the setting is ou
          paper: that with 2 layers x 768 and the paper's schedule. smoke: a minute, to see that
          everything runs.
 
-Every arm but CoT is trained on one token a row: the next step, or the answer behind [A].
+Every arm but CoT and iCoT is trained on one token a row: the next step, or the answer behind [A].
+The authors' dropout is not supported, and a mixed row's stage is drawn from all of its steps, where
+their code draws from those up to the present stage.
 """  # noqa: E501
 
 from reasoning_jax import config as rc
@@ -29,12 +31,9 @@ SCALES = {
     "gpu": (2, 256, 8, 256, 40_000, 2000),
     "paper": (2, 768, 8, 256, 18_000, 2000),
 }
-# Steps of stages 0, 1, ... where a stage is not counted in epochs.
-STAGE_STEPS = {
-    "smoke": (4, 2, 2, 2),
-    "cpu": (1000, 400, 400, 800),
-    "gpu": (12_000, 7_000, 7_000, 7_000, 7_000),
-}
+# Steps of stages, where these are not counted in epochs:
+# The first stage, each one between, and the last.
+STAGE_STEPS = {"smoke": (4, 2, 2), "cpu": (1000, 400, 800), "gpu": (12_000, 7_000, 7_000)}
 
 
 def get_config(arg: str = ""):
@@ -47,12 +46,22 @@ def get_config(arg: str = ""):
     if arg.mode not in MODES:
         raise rc.ConfigError(f"mode must be one of {', '.join(MODES)}, got {arg.mode!r}")
     layers, width, heads, rows, steps, problems = SCALES[arg.scale]
+    if arg.scale in ("gpu", "paper"):
+        for name, value in (("graph", "mirrored"), ("edges", "fused"), ("hops", 3)):
+            if arg[name] != value:
+                raise rc.ConfigError(f"{name} is an argument of the scales smoke and cpu")
+    if arg.scale == "paper" and arg.longer != 1:
+        raise rc.ConfigError("longer is no argument of the scale paper, whose stages are epochs")
     small = arg.scale in ("smoke", "cpu")
     config = rc.default_config()
     config.seed = arg.seed
     form, graph = (arg.edges, arg.graph) if small else ("symbolic", "fitted")
     config.task = {"name": "prosqa", **task_dials("prosqa"), "form": form, "family": graph}
     hops = arg.hops if small else 4
+    if arg.scale in STAGE_STEPS:
+        first, middle, last = (round(n * arg.longer) for n in STAGE_STEPS[arg.scale])
+        lengths = (first, *[middle] * (hops - 1), last)
+        steps = sum(lengths)
     config.task.update(min_hops=min(3, hops), max_hops=hops)
     if graph == "fitted":
         config.task.update(relabel=True, **({"n_nodes": 14} if small else {}))
@@ -69,20 +78,23 @@ def get_config(arg: str = ""):
     latent = config.latent
     latent.mode = arg.mode
     if arg.mode == "icot":
-        # A token as long as a stage of the others.
-        config.data.train_problems = rows * max(1, steps * 3 // 13)
-        latent.icot_tokens_per_epoch = 1.0
+        # A token, which is a step, in as long as a stage of the others takes on average.
+        epochs = steps * rows / config.data.train_problems
+        latent.icot_tokens_per_epoch = (hops + 1) / epochs
         latent.icot_remove_all_from = hops
         latent.reset_optimizer = "never"
-    else:
+    elif arg.mode != "cot":
         latent.target = "next_step"
     if arg.mode not in ("cot", "no_cot", "icot"):
         latent.max_latent_stage = hops
+    if arg.mode not in ("cot", "no_cot", "icot", "no_thought"):
+        # As in the first author's code: a row with fewer hops has fewer thoughts.
+        latent.pad_latent_to_max = False
     if arg.mode in STAGED:
         if arg.scale == "paper":
             latent.epochs_per_stage = 25
         else:
-            latent.stage_steps = tuple(round(n * arg.longer) for n in STAGE_STEPS[arg.scale])
+            latent.stage_steps = lengths
         latent.uniform_prob = 0.1
         latent.reset_optimizer = "never"
         if arg.mastery:
@@ -105,8 +117,11 @@ def get_config(arg: str = ""):
     config.optimizer.schedule = "constant"
     config.optimizer.weight_decay = 0.0 if small else 0.01
     config.optimizer.b2 = 0.98 if small else 0.999
-    config.train.steps = round(steps * arg.longer)
-    config.optimizer.warmup_steps = 100 if arg.scale != "smoke" else 2
+    config.train.steps = steps
+    config.optimizer.warmup_steps = {"smoke": 2, "paper": 0}.get(arg.scale, 100)
+    if arg.scale == "paper":
+        config.optimizer.clip_norm = 0.0
+        config.optimizer.no_decay = ()
     config.train.batch_rows = rows
     config.train.log_every_steps = max(1, config.train.steps // 52)
     config.train.evaluate_every_steps = max(1, config.train.steps // 13)
@@ -137,6 +152,7 @@ def get_study(scale: str) -> Study:
         columns=(
             ("exact_match", "answer right"),
             ("choice", "right one preferred"),
+            ("tokens", "tokens"),
             ("exact_match_zeros", "thoughts: zeros"),
             ("exact_match_noise", "noise"),
             ("exact_match_other_row", "another row's"),
@@ -152,10 +168,10 @@ def get_study(scale: str) -> Study:
             "The paper's numbers are of arXiv 2505.12514: graphs of ProsQA with 3 and 4 hops, "
             "three tokens an edge, 2 layers x 768. At scale cpu graphs and columns are simpler, "
             "and the setting is ours.",
-            "Chance is 50 %: the two choices are alike in depth and degree.",
+            "Chance is 50 %. On mirrored graphs the two choices are alike in depth and degree; on "
+            "fitted ones the target is deeper, so that depth alone tells something.",
             "CoT's 75 % on mirrored graphs follow from their construction: which of the root's "
             "two chains to enter is a coin flip for it, and a wrong one leaves a guess.",
-            "Controls replace the thoughts of a trained model: by zeros, by noise of their norms or "
-            "by those of another row.",
+            "Controls replace the thoughts of a trained model.",
         ),
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import jax
 
+from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.load import load_trained
 from reasoning_jax.commands.train import make_measure, write_evaluation
-from reasoning_jax.config import Config
+from reasoning_jax.config import Config, to_dict
 from reasoning_jax.evaluate.accuracy import Evaluation
 
 
@@ -21,11 +24,29 @@ def evaluate(config: Config, workdir: Path, step: int | None) -> int:
     with jax.set_mesh(trained.mesh):
         measure = make_measure(trained.assembly, trained.mesh, trained.stage)
         result = measure(trained.params)
-    write_evaluation(workdir, trained.step, e.split, result)
+    write_evaluation(workdir, trained.step, e.split, result, _difference(config, workdir))
     stage = "" if trained.stage is None else f", stage {trained.stage}"
     print(f"step {trained.step}{stage}, {e.split} split")
     print(table(result))
     return 0
+
+
+def _difference(config: Config, workdir: Path) -> str:
+    """A name for what decodes otherwise than the run itself does; "" where nothing does.
+
+    Another split, or another number of problems, is the same measure: it takes the run's place.
+    """
+    same = {"split", "problems", "batch_rows", "saved_samples"}
+    saved, now = runfolder.read_json(workdir / "config.json"), to_dict(config)
+    changed = {
+        key: now[section][key.split(".")[1]]
+        for section in ("sampling", "evaluate")
+        for key in runfolder.changed_keys(saved[section], now[section], f"{section}.")
+        if key.split(".")[1] not in same
+    }
+    if not changed:
+        return ""
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def table(result: Evaluation) -> str:

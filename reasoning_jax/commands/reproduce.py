@@ -127,7 +127,7 @@ def _decoded(workdir: Path, label: str, name: str, config: Config) -> dict[str, 
 
     trained = load_trained(config, workdir / name, None)
     with jax.set_mesh(trained.mesh):
-        result = make_measure(trained.assembly, trained.mesh)(trained.params)
+        result = make_measure(trained.assembly, trained.mesh, trained.stage)(trained.params)
     metrics = {name: m.to_dict()["value"] for name, m in result.metrics.items()}
     runfolder.write_json(path, {"of": of, "metrics": metrics})
     return metrics

@@ -35,7 +35,7 @@ from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import Vocab
+from reasoning_jax.vocab import LATENT, Vocab
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -115,16 +115,16 @@ def make_mastery(
     assembly: Assembly, mesh: jax.sharding.Mesh
 ) -> Callable[[states.TrainState, int], float]:
     """How well a state meets the target of a stage on validation rows: the probability of the
-    frontier, or the accuracy where the target is the rest of the text.
+    frontier or, where the target is the rest of the text, the share of rows with all of it right.
     """
     config = assembly.config
-    of_stage = functools.cache(functools.partial(validation_rows, assembly, mesh))
+    of_stage = functools.cache(functools.partial(rows_of_stage, assembly, mesh, "validation"))
     loss = jax.jit(staged_loss(assembly))
 
     def measure(state: states.TrainState, stage: int) -> float:
         adapters = states.adapters(state.params, config)
         found = loop.validation_loss(loss, state, of_stage(stage), adapters)
-        return found.get("frontier_mass", found["accuracy"])
+        return found.get("frontier_mass", found["accuracy_rows"])
 
     return measure
 
@@ -136,10 +136,12 @@ def staged_loss(assembly: Assembly) -> losses.Loss:
     )
 
 
-def validation_rows(assembly: Assembly, mesh: jax.sharding.Mesh, stage: int) -> list[Batch]:
-    """The examples that evaluation is on as rows of a stage, in batches on the devices."""
+def rows_of_stage(
+    assembly: Assembly, mesh: jax.sharding.Mesh, split: str, stage: int
+) -> list[Batch]:
+    """As many examples as are evaluated as rows of a stage, in batches on the devices."""
     e = assembly.config.evaluate
-    examples = first_examples(assembly.examples(e.split), e.problems)
+    examples = first_examples(assembly.examples(split), e.problems)
     rows = min(e.batch_rows, len(examples))
     rows += -rows % sharding.batch_parts(mesh)
     assert assembly.staged is not None
@@ -218,7 +220,9 @@ def make_staged_evaluate(
 ) -> Callable[[states.TrainState], dict[str, float]]:
     """`make_evaluate` for a curriculum: clean rows and prompts of the source's present stage."""
     config = assembly.config
-    of_stage = functools.cache(functools.partial(validation_rows, assembly, mesh))
+    of_stage = functools.cache(
+        functools.partial(rows_of_stage, assembly, mesh, config.evaluate.split)
+    )
     measures = functools.cache(functools.partial(make_measure, assembly, mesh))
     loss = jax.jit(staged_loss(assembly))
 
@@ -282,13 +286,23 @@ def run_evaluation(
         mesh=mesh, floor_masked=assembly.ids.floor_masked, corrupt_also=e.corrupt_also,
         thinking=Thinking(assembly.thoughts) if assembly.thoughts is not None else None,
         controls=e.thought_controls,
+        latent_id=assembly.vocab.specials.get(LATENT, -1) if assembly.staged else None,
     )  # fmt: skip
 
 
-def write_evaluation(workdir: Path, step: int, split: str, result: Evaluation) -> None:
-    """The files of one evaluation, as the report reads them."""
+def write_evaluation(
+    workdir: Path, step: int, split: str, result: Evaluation, other: str = ""
+) -> None:
+    """The files of one evaluation, as the report reads them; with `other`, one that differs from
+    the run's own is kept beside it by that name.
+    """
     values = result.to_dict()
     n = max(m["n"] for m in values["metrics"].values())
+    if other:
+        folder = workdir / "eval" / "other"
+        values = {"step": step, "split": split, "n_problems": n, **values}
+        runfolder.write_json(folder / f"step_{step:08d}_{other}.json", values)
+        return
     runfolder.write_json(
         workdir / "eval" / f"step_{step:08d}.json",
         {"step": step, "split": split, "n_problems": n, **values},

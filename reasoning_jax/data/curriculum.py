@@ -143,8 +143,8 @@ class Curriculum:
 
     @property
     def alone(self) -> bool:
-        """Whether the target is one step or the answer alone; CoT's is always the rest."""
-        return self.config.target == "next_step" and self.config.mode != "cot"
+        """Whether the target is one step or the answer alone."""
+        return self.config.target == "next_step"
 
     def drawn(self, stage: int, n_steps: int, rng: np.random.Generator) -> RowPlan:
         """The plan of a training row: with `uniform_prob` of a stage drawn from 0 to `n_steps`; for
@@ -248,6 +248,11 @@ class StagedEncoder:
             texts = example.step_choices[k] if example.step_choices else (example.steps[k],)
             right = list(map(self._one, texts))
             frontier = list(map(self._one, example.frontiers[k])) if example.frontiers else right
+            if self.curriculum.config.draw == "frontier" and not example.frontiers:
+                raise ConfigError(
+                    'latent.draw="frontier" needs a source that knows the frontiers, such as the '
+                    'prosqa task; use "shortest"'
+                )
             return [self._one(example.steps[k])], right, frontier
         steps = [encode(step + data.step_suffix) for step in example.steps[plan.drop :]]
         chain = [i for ids in steps for i in ids]
@@ -332,12 +337,14 @@ def aligned(
     prefix: int = 0,
     width: int = 0,
     accept: int = 0,
+    least_thoughts: int = 0,
 ) -> tuple[dict[str, Any], int, int]:
     """(arrays [n_rows, T] of a Batch, prefix, thoughts) of rows that `encode` made.
 
     Rows are padded on both sides so that what follows their prompt begins in one column. Without
     `prefix`, `width` (columns from there on) and `accept` (how many labels are accepted at most)
-    these fit the longest row, rounded up.
+    these fit the longest row, rounded up. The number of thoughts is that of the row with the most,
+    or `least_thoughts` if that is more.
 
     Raises:
       ConfigError: a row has more than `accept` labels.
@@ -345,9 +352,10 @@ def aligned(
     names = ("actions", "labels", "weights", "floor", "noised")
     firsts = [int(row["first"]) for row in rows]
     behind = [len(row["actions"]) - first for row, first in zip(rows, firsts)]
-    thoughts = max(int((row["actions"] == latent_id).sum()) for row in rows)
+    counts = (int((row["actions"] == latent_id).sum()) for row in rows)
+    thoughts = max(least_thoughts, *counts)
     prefix = prefix or rounded(max(firsts))
-    width = width or (rounded(max(behind)) if max(behind) > thoughts else thoughts)
+    width = width or max(rounded(max(behind)) if max(behind) > thoughts else 0, thoughts)
     T = prefix + width
     batch: dict[str, Any] = {
         name: np.zeros((n_rows, T), np.float32 if name == "weights" else np.int32) for name in names

@@ -163,7 +163,11 @@ def batch_arrays(
     prefix = curriculum.config.prompt_columns
     latent_id = encoder.encoder.vocab.specials.get(LATENT, -1)
     fixed = (prefix, T - prefix, prefix) if prefix else ()
-    arrays, prefix, thoughts = aligned(rows, n_rows, latent_id, *fixed)
+    # Where stages are mixed, the most of any: each number of thoughts is a program of its own.
+    least = curriculum.most_slots(stage) if curriculum.config.uniform_prob else 0
+    arrays, prefix, thoughts = aligned(
+        rows, n_rows, latent_id, *fixed, least_thoughts=0 if fixed else least
+    )
     if fixed:
         thoughts = min(curriculum.most_slots(stage), T - prefix)
     if encoder.curriculum.mode.slots != "thought":

@@ -317,6 +317,7 @@ def evaluate_items(
     corrupt_also: Sequence[int] = (),
     thinking: Thinking | None = None,
     controls: Sequence[str] = (),
+    latent_id: int | None = None,
 ) -> Evaluation:
     """Everything this module measures, over the same items.
 
@@ -324,7 +325,8 @@ def evaluate_items(
     those of independent problems whatever `samples_per_problem` is. For each N of `corrupt_also`
     there is a corrupted_N_exact_match, after N wrong tokens. `choice` is how often the right option
     is the most probable one, where items have options. For each of `controls` there are
-    exact_match_CONTROL and choice_CONTROL, with that in place of the thoughts.
+    exact_match_CONTROL and choice_CONTROL, with that in place of the thoughts. With `latent_id`,
+    `tokens` counts what is written without <eos>, and the thoughts (or pauses) in the prompt.
     """
     result = Evaluation({}, {}, [])
 
@@ -365,9 +367,9 @@ def evaluate_items(
         erased = sum(a == vocab.backspace_id for c in mine for a in c.actions)
         record("backspaces_per_completion", item, erased / n)
         record("truncated", item, sum(c.truncated for c in mine) / n)
-        if thinking is not None:
-            thoughts = item.prompt.count(thinking.thoughts.latent_id)
-            record("tokens", item, thoughts + sum(len(c.actions) for c in mine) / n)
+        if latent_id is not None:
+            written = sum(a != vocab.eos_id for c in mine for a in c.actions)
+            record("tokens", item, item.prompt.count(latent_id) + written / n)
         if vocab.backspace_id is not None and sampling.method == "sample":
             visited = [p for c in mine for p in visited_backspace(c, item.response, vocab)]
             off_track = [p for p, on_track in visited if not on_track]

@@ -149,6 +149,7 @@ def staged_loss(
     """Cross-entropy of what stands behind the thoughts (Coconut, arXiv 2412.06769, section 3), with
     logits only from the last column of the prompts on.
 
+    "accuracy_rows" is the share of rows of which every label is the most probable one.
     "frontier_mass" is the probability of all that a search in breadth would take up next, where the
     label is one of these.
     "thought_norm" is the mean norm of what is fed back over that of the token embeddings.
@@ -162,7 +163,12 @@ def staged_loss(
     labels, weights = batch.labels[:, begin:], batch.weights[:, begin:]
     scores = readout.score_labels(params, config, out.hidden, labels)
     correct = scores.correct.astype(jnp.float32)
-    metrics = {"accuracy": masked_sum(correct, weights)}
+    rows_right = ((correct > 0) | (weights == 0)).all(axis=1)
+    has_labels = (weights > 0).any(axis=1).astype(jnp.float32)
+    metrics = {
+        "accuracy": masked_sum(correct, weights),
+        "accuracy_rows": masked_sum(rows_right.astype(jnp.float32), has_labels),
+    }
     if batch.accept is not None:
         # One label a row: its state.
         rows = weights.sum(axis=1)
