@@ -149,17 +149,20 @@ def our_decode(shape: Shape, batch: int, new_tokens: int) -> Run:
     rows = our_rows(dataclasses.replace(shape, batch=batch))
     length = np.full(batch, shape.length, np.int32)
     thinking = Thinking(latent.Thoughts(shape.vocab - 1))
-    slots = slots_of(rows, length, shape.vocab - 1, sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    slots = slots_of(rows, length, shape.vocab - 1, mesh)
     # An id that is never drawn: nothing but the limit ends a row, with one action more.
     sampling = SamplingConfig(temperature=0.0, max_actions=new_tokens + 1)
     ids = ActionIds(eos=shape.vocab - 3, backspace=None, never=(shape.vocab - 3,))
     sample = make_sampler(model, sampling, ids, thinking=thinking)
-    floor = jnp.asarray(length - 1)
-    order, key = jnp.arange(batch), jax.random.key(0)
-    prompts = jnp.asarray(rows)
+    order = np.arange(batch, dtype=np.int32)
+    prompts, lengths, floor, order = (
+        sharding.place_rows(x, mesh) for x in (rows, length, length - 1, order)
+    )
+    key = jax.random.key(0)
 
     def run() -> int:
-        out = sample(params, prompts, jnp.asarray(length), floor, order, key, None, None, slots)
+        out = sample(params, prompts, lengths, floor, order, key, None, None, slots)
         written = jax.device_get(out.length)
         assert (written == new_tokens + 1).all(), written
         return batch * new_tokens
@@ -304,6 +307,7 @@ def main() -> None:
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=SIDES)
+    parser.add_argument("--rows", default="", help="only rows whose name has this in it")
     parser.add_argument("--heap", choices=("kept", "stock"), default="kept")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
@@ -330,7 +334,7 @@ def main() -> None:
     jax.set_mesh(sharding.make_mesh())
     print("| | ours | reference | ours is faster by |\n|" + " --- |" * 4)
     results = []
-    for row in rows():
+    for row in (row for row in rows() if args.rows in row.name):
         times = measure(row, peer, ours, args.rounds)
         print(line(row, times), flush=True)
         results.append({"name": row.name, "request": row.request, "unit": row.unit, **times})

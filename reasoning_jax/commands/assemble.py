@@ -376,16 +376,18 @@ def evaluation_items(
     items: list[Any] = []
     for i in range(min(count, len(source))):
         example = source[i]
-        options: tuple[int, ...] = ()
+        options, before_answer = (), ()
         if assembly.staged is not None:
             plan = answer_plan(assembly, stage, len(example.steps))
             prompt_ids, _ = assembly.staged.context(example, plan)
             response_ids, _, _ = assembly.staged.target(example, plan)
             if assembly.staged.alone:
                 response_ids = [*response_ids, encoder.vocab.eos_id]
-                encoded = [encoder.vocab.encode(option) for option in example.options]
-                if all(len(ids) == 1 for ids in encoded):
-                    options = tuple(ids[0] for ids in encoded)
+            else:
+                before_answer = tuple(encoder.vocab.encode(assembly.config.data.answer_prefix))
+            encoded = [encoder.vocab.encode(option) for option in example.options]
+            if all(len(ids) == 1 for ids in encoded):
+                options = tuple(ids[0] for ids in encoded)
         else:
             prompt, response = encoder.render(example)
             prompt_ids, response_ids = encoder.prompt_ids(prompt), encoder.response_ids(response)
@@ -401,6 +403,7 @@ def evaluation_items(
                 example.difficulty,
                 _answered(assembly, assembly.judge(source, i)),
                 options,
+                before_answer,
             )
         )
     return items

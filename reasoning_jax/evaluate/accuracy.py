@@ -270,7 +270,8 @@ def visited_backspace(
 class EvaluationItem:
     """A prompt with its reference response (ids, <eos> last), a group label and a judge.
 
-    `options`: where the answer is one token of several, the right one first.
+    `options`: where the answer is one token of several, the right one first. `before_answer`: what
+    stands between a completion's steps and its answer, if the completion writes steps.
     """
 
     prompt: tuple[int, ...]
@@ -278,6 +279,7 @@ class EvaluationItem:
     difficulty: str
     is_correct: Callable[[str], bool]
     options: tuple[int, ...] = ()
+    before_answer: tuple[int, ...] = ()
 
 
 @dataclass
@@ -324,9 +326,10 @@ def evaluate_items(
     exact_match and corrupted_exact_match are means over problems, so their standard errors are
     those of independent problems whatever `samples_per_problem` is. For each N of `corrupt_also`
     there is a corrupted_N_exact_match, after N wrong tokens. `choice` is how often the right option
-    is the most probable one, where items have options. For each of `controls` there are
-    exact_match_CONTROL and choice_CONTROL, with that in place of the thoughts. With `latent_id`,
-    `tokens` counts what is written without <eos>, and the thoughts (or pauses) in the prompt.
+    is the most probable one where the answer begins, behind the steps that were written. For each
+    of `controls` there are exact_match_CONTROL and choice_CONTROL, with that in place of the
+    thoughts. With `latent_id`, `tokens` counts what is written without <eos>, and the thoughts (or
+    pauses) in the prompt.
     """
     result = Evaluation({}, {}, [])
 
@@ -344,14 +347,21 @@ def evaluate_items(
             batch_rows, mesh, floor_masked, thinking,
         )  # fmt: skip
 
-    def choose(thinking: Thinking | None, name: str) -> None:
-        chosen = [item for item in items if item.options]
-        if not chosen:
+    def choose(thinking: Thinking | None, name: str, written: Sequence[Completion]) -> None:
+        """Which option is the most probable one where the answer begins, behind written steps."""
+        asked = []
+        for item, c in zip(items, written):
+            steps = steps_before(c.actions, item.before_answer)
+            if item.options and steps is not None:
+                asked.append((item, (*item.prompt, *steps)))
+            elif item.options:
+                record(name, item, 0.0)
+        if not asked:
             return
         log_probs = next_token_log_probs(
-            params, lora, config, [item.prompt for item in chosen], key, batch_rows, mesh, thinking
+            params, lora, config, [ids for _, ids in asked], key, batch_rows, mesh, thinking
         )
-        for item, of_row in zip(chosen, log_probs):
+        for (item, _), of_row in zip(asked, log_probs):
             right, *wrong = of_row[list(item.options)]
             record(name, item, float(right > max(wrong)) if wrong else 1.0)
 
@@ -380,13 +390,14 @@ def evaluate_items(
         if i < saved_samples:
             result.samples.append(sample_record(mine[0], right[0], item, "clean", vocab))
 
-    choose(thinking, "choice")
+    choose(thinking, "choice", completions[::n])
     for purpose, control in enumerate(controls, start=100):
         assert thinking is not None
         controlled = dataclasses.replace(thinking, control=control)
-        for item, c in zip(items, run(clean, purpose, controlled)):
+        written = run(clean, purpose, controlled)
+        for item, c in zip(items, written):
             record(f"exact_match_{control}", item, float(item.is_correct(c.text)))
-        choose(controlled, f"choice_{control}")
+        choose(controlled, f"choice_{control}", written)
 
     def corrupted(
         wrong_tokens: int, draw: int, purpose: int
@@ -434,6 +445,14 @@ def evaluate_items(
         for item, probability in zip(long, probabilities):
             record("backspace_clean", item, probability)
     return result
+
+
+def steps_before(actions: Sequence[int], mark: Sequence[int]) -> Sequence[int] | None:
+    """The actions up to the end of the first `mark` among them; None if it is not there."""
+    for end in range(len(mark), len(actions) + 1):
+        if list(actions[end - len(mark) : end]) == list(mark):
+            return actions[:end]
+    return None
 
 
 def sample_record(
