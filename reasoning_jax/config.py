@@ -10,38 +10,30 @@ One unit per key, in its name. Batch sizes are global.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from reasoning_jax.config_fields import (
+    ConfigError,
+    article,
+    choice,
+    int_hint,
+    nearest_name,
+    number,
+)
+from reasoning_jax.config_objectives import (
+    LatentConfig,
+    ObjectiveConfig,
+    ReplayConfig,
+    SequenceMatchConfig,
+)
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names key, value, rule and nearest legal."""
-
-
-# Steps, rows and positions are counted in int32 on devices.
-MAX_INT = 2**31 - 1
-SHOWN = 80
-
-
-def _number(
-    default: Any,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A number in [low, high]; `above` and `below` are bounds that it must not reach."""
-    if high is None and isinstance(default, int):
-        high = MAX_INT
-    rules = {"low": low, "high": high, "above": above, "below": below}
-    return field(default=default, metadata=rules)
-
-
-def _choice(default: str, *options: str) -> Any:
-    return field(default=default, metadata={"choices": (default, *options)})
+__all__ = [
+    "Config", "ConfigError", "DataConfig", "EvaluateConfig", "LatentConfig", "LoraConfig",
+    "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
+    "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
+    "VocabConfig", "WeightsConfig", "default_config", "nearest_name", "parse_arg", "to_dict",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,33 +50,33 @@ class ModelConfig:
     vocabulary.
     """
 
-    vocab_size: int = _number(0, 0)
-    d_model: int = _number(128, 1)
-    n_layers: int = _number(2, 1)
-    n_heads: int = _number(4, 1)
-    n_kv_heads: int = _number(4, 1)
-    head_dim: int = _number(32, 1)
-    d_ff: int = _number(512, 1)
-    norm: str = _choice("rmsnorm", "layernorm")
-    norm_eps: float = _number(1e-5, 0.0, 1.0)
-    position: str = _choice("rope", "learned", "none")
-    max_positions: int = _number(1024, 1)
-    rope_theta: float = _number(10_000.0, 1.0)
-    rope_factor: float = _number(1.0, 1.0)
-    rope_low_frequency: float = _number(1.0, 0.0)
-    rope_high_frequency: float = _number(4.0, 0.0)
-    rope_original_positions: int = _number(8192, 1)
-    mlp: str = _choice("swiglu", "gelu")
+    vocab_size: int = number(0, 0)
+    d_model: int = number(128, 1)
+    n_layers: int = number(2, 1)
+    n_heads: int = number(4, 1)
+    n_kv_heads: int = number(4, 1)
+    head_dim: int = number(32, 1)
+    d_ff: int = number(512, 1)
+    norm: str = choice("rmsnorm", "layernorm")
+    norm_eps: float = number(1e-5, 0.0, 1.0)
+    position: str = choice("rope", "learned", "none")
+    max_positions: int = number(1024, 1)
+    rope_theta: float = number(10_000.0, 1.0)
+    rope_factor: float = number(1.0, 1.0)
+    rope_low_frequency: float = number(1.0, 0.0)
+    rope_high_frequency: float = number(4.0, 0.0)
+    rope_original_positions: int = number(8192, 1)
+    mlp: str = choice("swiglu", "gelu")
     tied_embeddings: bool = True
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
-    init_std: float = _number(0.02, 0.0, 10.0)
-    compute_dtype: str = _choice("float32", "bfloat16", "float16")
-    param_dtype: str = _choice("float32", "bfloat16")
-    remat: str = _choice("auto", "none", "full", "dots")
-    loss_chunk_tokens: int = _number(0, 0)
-    pair_rows: int = _number(0, 0)
+    init_std: float = number(0.02, 0.0, 10.0)
+    compute_dtype: str = choice("float32", "bfloat16", "float16")
+    param_dtype: str = choice("float32", "bfloat16")
+    remat: str = choice("auto", "none", "full", "dots")
+    loss_chunk_tokens: int = number(0, 0)
+    pair_rows: int = number(0, 0)
 
 
 # What a weight file decides; the rest of ModelConfig says how to compute.
@@ -104,7 +96,7 @@ class WeightsConfig:
     """
 
     path: str = ""
-    backspace_probability: float = _number(0.001, 0.0, below=1.0)
+    backspace_probability: float = number(0.001, 0.0, below=1.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class VocabConfig:
     of latent thought (<bot>, <eot>, <latent>).
     """
 
-    kind: str = _choice("char", "byte", "word", "pair", "tokenizer", "weights")
+    kind: str = choice("char", "byte", "word", "pair", "tokenizer", "weights")
     path: str = ""
     backspace: bool = True
     latent: bool = False
@@ -144,14 +136,14 @@ class DataConfig:
     time it is trained on.
     """
 
-    source: str = _choice("task", "jsonl", "tfds", "text")
+    source: str = choice("task", "jsonl", "tfds", "text")
     path: str = ""
     validation_path: str = ""
-    train_problems: int = _number(100_000, 1)
-    seq_len: int = _number(64, 2)
+    train_problems: int = number(100_000, 1)
+    seq_len: int = number(64, 2)
     pack_examples: bool = False
     with_steps: bool = True
-    window_chars: int = _number(0, 0)
+    window_chars: int = number(0, 0)
     reshuffle_edges: bool = False
     question_suffix: str = ""
     step_suffix: str = "\n"
@@ -166,155 +158,9 @@ class NoiseConfig:
     that the error is locally plausible.
     """
 
-    rate: float = _number(0.0, 0.0, 1.0)
-    run_length: int = _number(1, 1, 64)
-    source: str = _choice("task", "random", "ngram")
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is minimised. "mle": clean data. "bc": MLE on backspace-augmented data. "sequencematch":
-    bc, then its mixture with SequenceMatch (section `sequencematch`). "unlikelihood": mle, and
-    `unlikelihood_weight` times the token-level unlikelihood of what the row already holds.
-
-    `layout` "p1" is time-aligned (a row per action), "p2" deduplicated (a row per token) with at
-    most `p2_rows` rows (0: as many as a batch needs, in eighths of data.seq_len). "auto" takes p2
-    for batches in which that is fewer rows, where rows are long enough to pay for it.
-    """
-
-    name: str = _choice("mle", "bc", "sequencematch", "unlikelihood")
-    layout: str = _choice("auto", "p1", "p2")
-    p2_rows: int = _number(0, 0)
-    unlikelihood_weight: float = _number(1.0, 0.0)
-
-
-@dataclass(frozen=True)
-class SequenceMatchConfig:
-    """The SequenceMatch objective (arXiv 2306.05426) and its schedule.
-
-    divergence: between the occupancies of data and model. "chi2_mixture" (the recommended one) is
-      "chi2" with `kappa_m` = alpha / 4.
-    alpha: weight of the causal entropy; enters as phi(alpha x) / alpha.
-    gamma: discount per action.
-    kappa_m: coefficient of the squared model reward; -1 takes the divergence's own (alpha / 4 for
-      chi2_mixture, else 0). `kappa_on_prompt` applies it to given prompt actions too.
-    terminal: what is done for ever after <eos>: nothing ("noop"), <eos> again ("repeat"), or the
-      trajectory just ends with value 0 ("none").
-    value_weight_data: weight of the value term on data; the rest falls on model samples.
-    value_form: "collapsed" takes the value terms as V(s_0), "explicit" as the sums they are.
-    clamp: hold chi2's phi at its maximum beyond its vertex, 2 / alpha.
-    domain_guard: where phi is defined for x > lo only, below lo + 0.001: go on as its tangent
-      ("linear") or as a constant ("clamp").
-    start: where time and discounting begin. At <bos> the reward also falls on the prompts of the
-      data, which bc leaves alone; without a <bos> or at the end of the "prompt" the two sides
-      start in different states, for which value_weight_data = 1 (or paired prompts) is better.
-    floor_backspace: at the prompt's end there is no such action ("masked"), or one without effect
-      ("noop").
-    horizon: the loss is J times (1 - gamma) if 0, else J / (1 + gamma + ... + gamma^(horizon-1)).
-    bc_steps, anneal_steps, beta_end: beta is 1 for bc_steps, then falls linearly to beta_end.
-    passes: data and model rows go through the model together ("one"), or one after the other with
-      their activations recomputed ("two"): half the memory, and faster on CPUs, where it is "auto".
-    """
-
-    divergence: str = _choice(
-        "chi2_mixture", "chi2", "identity", "reverse_kl", "forward_kl", "js", "hellinger"
-    )
-    alpha: float = _number(0.01, 0.0)
-    gamma: float = _number(0.998, high=1.0, above=0.0)
-    kappa_m: float = _number(-1.0, -1.0)
-    kappa_on_prompt: bool = False
-    terminal: str = _choice("noop", "repeat", "none")
-    value_weight_data: float = _number(0.5, 0.0, 1.0)
-    value_form: str = _choice("collapsed", "explicit")
-    clamp: bool = False
-    domain_guard: str = _choice("linear", "clamp")
-    start: str = _choice("bos", "prompt")
-    floor_backspace: str = _choice("masked", "noop")
-    horizon: int = _number(0, 0)
-    bc_steps: int = _number(1000, 0)
-    anneal_steps: int = _number(2000, 0)
-    beta_end: float = _number(0.2, 0.0, 1.0)
-    passes: str = _choice("auto", "one", "two")
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """Rollouts of the model, kept in a first-in-first-out buffer.
-
-    capacity_rollouts: 0 keeps 16 batches. Every `sample_every_steps`, `refresh_rollouts` (0: one
-    batch) are sampled with the current parameters, at `temperature`, until data.seq_len rows are
-    full. `noise_rate`: how often a chosen token is replaced by a noise token, as in noised data.
-    `prefix_tokens`: up to that many tokens of the true response are given after the prompt.
-    `paired_prompts`: the data of a step are those of the same prompts as its rollouts.
-    """
-
-    capacity_rollouts: int = _number(0, 0)
-    sample_every_steps: int = _number(8, 1)
-    refresh_rollouts: int = _number(0, 0)
-    temperature: float = _number(1.0, high=100.0, above=0.0)
-    noise_rate: float = _number(0.0, 0.0, 1.0)
-    prefix_tokens: int = _number(0, 0)
-    paired_prompts: bool = False
-
-
-@dataclass(frozen=True)
-class LatentConfig:
-    """Coconut (arXiv 2412.06769), its curriculum, its baselines and controls; "off" is none of
-    them.
-
-    mode: "coconut"; "no_curriculum" (rows of the last stage from the start); "no_thought" (the
-      curriculum without thoughts); "pause_as_thought" (a learned token in the thoughts' place);
-      "pause" (that, and no curriculum: question, pauses, answer); "cot" (all steps in text);
-      "no_cot" (none); "icot" (steps removed token by token, Deng et al. 2024).
-    c_thought: thoughts for each step that they replace.
-    max_latent_stage: stage s replaces the first s steps; stages beyond this replace all of them.
-    pad_latent_to_max: beyond it, thoughts for max_latent_stage steps even where a row has fewer.
-    epochs_per_stage: an epoch is all training examples once. stage_steps, if given, says instead
-      how many training steps each stage from start_stage on takes; the last one goes on.
-    advance: by "schedule", or by "mastery": when the stage's validation frontier_mass (accuracy,
-      where the target is the "rest") reaches `mastery`, looked at every `mastery_every_steps`, but
-      not later than the schedule.
-    uniform_prob: the share of rows whose stage is drawn from 0 to their number of steps.
-    reset_optimizer: at the start of every "stage" (the paper's text) or "epoch" (its code), or
-      "never".
-    markers: <bot> before and <eot> behind the thoughts.
-    target: the "rest" of the text, or the "next_step" alone: of stage s the step s + 1, drawn from
-      those on a "shortest" path or from the whole "frontier" (`draw`), and beyond the last step
-      the answer behind answer_prefix, which is given.
-    thought: what is fed back: the state after the "final_norm", or the "residual" before it.
-    thought_scale: "embedding" scales every thought to the root mean square of the embeddings.
-    jacobi_iterations: 0 is the chain of thoughts; T > 0 updates all of them in parallel T times.
-    icot_tokens_per_epoch, icot_offset_decay, icot_remove_all_from: that many tokens are removed an
-      epoch, and o more of a row with P(o) proportional to exp(-decay o); all, once the schedule is
-      at the last number.
-    prompt_columns: the columns that a batch has for prompts; 0 fits them to each batch.
-    """
-
-    mode: str = _choice(
-        "off", "coconut", "no_curriculum", "no_thought", "pause_as_thought", "pause", "cot",
-        "no_cot", "icot",
-    )  # fmt: skip
-    c_thought: int = _number(1, 0, 64)
-    epochs_per_stage: int = _number(5, 1)
-    stage_steps: tuple[int, ...] = ()
-    start_stage: int = _number(0, 0)
-    max_latent_stage: int = _number(6, 0, 64)
-    pad_latent_to_max: bool = True
-    uniform_prob: float = _number(0.0, 0.0, 1.0)
-    reset_optimizer: str = _choice("stage", "epoch", "never")
-    advance: str = _choice("schedule", "mastery")
-    mastery: float = _number(0.95, 0.0, 1.0)
-    mastery_every_steps: int = _number(100, 1)
-    markers: bool = True
-    target: str = _choice("rest", "next_step")
-    draw: str = _choice("shortest", "frontier")
-    thought: str = _choice("final_norm", "residual")
-    thought_scale: str = _choice("none", "embedding")
-    jacobi_iterations: int = _number(0, 0, 64)
-    icot_tokens_per_epoch: float = _number(8.0, above=0.0)
-    icot_offset_decay: float = _number(4.0, above=0.0)
-    icot_remove_all_from: int = _number(39, 1)
-    prompt_columns: int = _number(0, 0)
+    rate: float = number(0.0, 0.0, 1.0)
+    run_length: int = number(1, 1, 64)
+    source: str = choice("task", "random", "ngram")
 
 
 @dataclass(frozen=True)
@@ -323,18 +169,18 @@ class OptimizerConfig:
     matches nothing is an error. `accumulate` splits a batch into that many sequential parts.
     """
 
-    name: str = _choice("adamw", "lion", "adafactor", "muon", "sgd")
-    learning_rate: float = _number(1e-3, above=0.0)
-    schedule: str = _choice("cosine", "constant", "linear", "wsd")
-    warmup_steps: int = _number(100, 0)
-    decay_fraction: float = _number(0.2, 0.0, 1.0)
-    final_fraction: float = _number(0.1, 0.0, 1.0)
-    weight_decay: float = _number(0.1, 0.0)
-    b1: float = _number(0.9, 0.0, below=1.0)
-    b2: float = _number(0.98, 0.0, below=1.0)
-    eps: float = _number(1e-8, 0.0)
-    clip_norm: float = _number(1.0, 0.0)
-    accumulate: int = _number(1, 1)
+    name: str = choice("adamw", "lion", "adafactor", "muon", "sgd")
+    learning_rate: float = number(1e-3, above=0.0)
+    schedule: str = choice("cosine", "constant", "linear", "wsd")
+    warmup_steps: int = number(100, 0)
+    decay_fraction: float = number(0.2, 0.0, 1.0)
+    final_fraction: float = number(0.1, 0.0, 1.0)
+    weight_decay: float = number(0.1, 0.0)
+    b1: float = number(0.9, 0.0, below=1.0)
+    b2: float = number(0.98, 0.0, below=1.0)
+    eps: float = number(1e-8, 0.0)
+    clip_norm: float = number(1.0, 0.0)
+    accumulate: int = number(1, 1)
     no_decay: tuple[str, ...] = ("norm|bias|embedding",)
     freeze: tuple[str, ...] = ()
 
@@ -345,8 +191,8 @@ class LoraConfig:
     parameter paths: where adapters go, and which whole parameters are trained beside them.
     """
 
-    rank: int = _number(0, 0)
-    alpha: float = _number(16.0, 0.0)
+    rank: int = number(0, 0)
+    alpha: float = number(16.0, 0.0)
     targets: tuple[str, ...] = ("layers/attention/(query|key|value|output)", "layers/mlp/")
     train_also: tuple[str, ...] = ()
 
@@ -355,9 +201,9 @@ class LoraConfig:
 class MeshConfig:
     """Devices along each mesh axis; one may be -1 and takes what is left."""
 
-    data: int = _number(-1, -1)
-    fsdp: int = _number(1, -1)
-    tensor: int = _number(1, -1)
+    data: int = number(-1, -1)
+    fsdp: int = number(1, -1)
+    tensor: int = number(1, -1)
 
 
 @dataclass(frozen=True)
@@ -368,13 +214,13 @@ class TrainConfig:
     that has no entry MFU is reported as unknown.
     """
 
-    steps: int = _number(1000, 1)
-    batch_rows: int = _number(64, 1)
-    log_every_steps: int = _number(50, 1)
-    evaluate_every_steps: int = _number(0, 0)
-    checkpoint_every_steps: int = _number(500, 1)
-    keep_checkpoints: int = _number(3, 1)
-    peak_flops: float = _number(0.0, 0.0)
+    steps: int = number(1000, 1)
+    batch_rows: int = number(64, 1)
+    log_every_steps: int = number(50, 1)
+    evaluate_every_steps: int = number(0, 0)
+    checkpoint_every_steps: int = number(500, 1)
+    keep_checkpoints: int = number(3, 1)
+    peak_flops: float = number(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -389,15 +235,15 @@ class SamplingConfig:
     probability and, weighted by `contrastive_penalty`, dissimilarity to the text so far.
     """
 
-    method: str = _choice("sample", "contrastive")
-    contrastive_candidates: int = _number(4, 1)
-    contrastive_penalty: float = _number(0.6, 0.0, 1.0)
-    temperature: float = _number(1.0, 0.0, 100.0)
-    top_k: int = _number(0, 0)
-    top_p: float = _number(1.0, high=1.0, above=0.0)
-    min_p: float = _number(0.0, 0.0, 1.0)
-    max_actions: int = _number(32, 1)
-    max_new_tokens: int = _number(0, 0)
+    method: str = choice("sample", "contrastive")
+    contrastive_candidates: int = number(4, 1)
+    contrastive_penalty: float = number(0.6, 0.0, 1.0)
+    temperature: float = number(1.0, 0.0, 100.0)
+    top_k: int = number(0, 0)
+    top_p: float = number(1.0, high=1.0, above=0.0)
+    min_p: float = number(0.0, 0.0, 1.0)
+    max_actions: int = number(32, 1)
+    max_new_tokens: int = number(0, 0)
 
 
 @dataclass(frozen=True)
@@ -417,16 +263,16 @@ class EvaluateConfig:
     compares the continuations with the true ones.
     """
 
-    split: str = _choice("validation", "test", "train")
-    problems: int = _number(256, 1)
-    samples_per_problem: int = _number(1, 1)
+    split: str = choice("validation", "test", "train")
+    problems: int = number(256, 1)
+    samples_per_problem: int = number(1, 1)
     pass_at_k: tuple[int, ...] = (1,)
-    corrupt_tokens: int = _number(1, 0, 64)
+    corrupt_tokens: int = number(1, 0, 64)
     corrupt_also: tuple[int, ...] = ()
-    batch_rows: int = _number(256, 1)
-    saved_samples: int = _number(16, 0)
-    prompt_tokens: int = _number(16, 0)
-    thoughts: int = _number(-1, -1, 64)
+    batch_rows: int = number(256, 1)
+    saved_samples: int = number(16, 0)
+    prompt_tokens: int = number(16, 0)
+    thoughts: int = number(-1, -1, 64)
     thought_controls: tuple[str, ...] = ()
     mauve: bool = False
     feature_weights: str = ""
@@ -436,7 +282,7 @@ class EvaluateConfig:
 class Config:
     """One run."""
 
-    seed: int = _number(0, 0)
+    seed: int = number(0, 0)
     model: ModelConfig = ModelConfig()
     weights: WeightsConfig = WeightsConfig()
     vocab: VocabConfig = VocabConfig()
@@ -505,34 +351,3 @@ def to_dict(config: Any) -> dict[str, Any]:
     if isinstance(config, Config):
         values["task"] = {"name": config.task.name, **dict(config.task.dials)}
     return values
-
-
-def show(value: Any) -> str:
-    """A value for a message: one line, cut where it is long."""
-    try:
-        text = repr(value).replace("\n", " ")
-    except ValueError:  # Python does not print integers of more than 4,300 digits
-        text = "a very long integer"
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
-
-
-def int_hint(kind: type, value: Any) -> str:
-    """ "; write 100000" for 1e5 given as an int, whether as a number or as text."""
-    try:
-        whole = kind is int and float(value).is_integer() and abs(float(value)) <= MAX_INT
-    except (TypeError, ValueError, OverflowError):
-        return ""
-    return f"; write {int(float(value))}" if whole and not isinstance(value, bool) else ""
-
-
-def nearest_name(name: str, options: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name[:SHOWN], list(options), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(options)}"
-
-
-def as_tuple(value: Any) -> Any:
-    return tuple(as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def article(kind: str) -> str:
-    return {"int": "an int", "str": "a string", "bool": "true or false"}.get(kind, f"a {kind}")

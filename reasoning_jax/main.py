@@ -20,8 +20,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from reasoning_jax.config import Config, ConfigError, int_hint, show
+from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.config_check import from_dict
+from reasoning_jax.config_fields import int_hint, show
 
 EXIT_OK, EXIT_USAGE, EXIT_CHECKPOINT = 0, 2, 4
 

@@ -15,7 +15,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reasoning_jax.config import ConfigError, article, as_tuple, int_hint, nearest_name, show
+from reasoning_jax.config_fields import (
+    ConfigError,
+    article,
+    as_tuple,
+    int_hint,
+    nearest_name,
+    show,
+)
 
 Point = dict[str, Any]
 Points = tuple[Point, ...]

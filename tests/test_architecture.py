@@ -123,8 +123,9 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    ("config", "vocab", "backspace"), ("config_check", "sharding", "sweep"), ("tasks",),
-    ("model",), ("objectives",), ("weights",), ("decoding",), ("data",), ("evaluate",), ("rl",),
+    ("config_fields", "vocab", "backspace"), ("config_objectives",), ("config",),
+    ("config_check_objectives", "sharding", "sweep"), ("config_check",), ("tasks",), ("model",),
+    ("objectives",), ("weights",), ("decoding",), ("data",), ("evaluate",), ("rl",),
     ("train",), ("analysis",), ("report",), ("commands",), ("main",),
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ import pytest
 
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
+from reasoning_jax.config_check_objectives import LATENT_MODES
 
 MAX_LINES = 6
 
@@ -640,7 +641,7 @@ def fit_latent(rng, changes, get):
     fits = get("objective.name") == "mle" and get("data.source") != "text"
     mode = changes["latent.mode"] = rng.choice(modes) if fits else "off"
     kept = {f"latent.{name}" for name, modes in USERS.items() if mode in modes}
-    if mode in K.LATENT_MODES:
+    if mode in LATENT_MODES:
         kept.add("evaluate.thoughts")
     if mode != "off":
         kept.add("data.reshuffle_edges")
@@ -649,7 +650,7 @@ def fit_latent(rng, changes, get):
     if mode == "off":
         return
     changes |= {"data.pack_examples": False, "data.with_steps": True}
-    if mode in K.LATENT_MODES:
+    if mode in LATENT_MODES:
         for key in ("latent.c_thought", "latent.max_latent_stage"):
             changes[key] = max(1, get(key))
         changes |= {"vocab.latent": True, "sampling.method": "sample"}

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sweep import SweepRun, resolve_file, run_points
-from reasoning_jax.config import Config, ConfigError, nearest_name, show, to_dict
+from reasoning_jax.config import Config, ConfigError, nearest_name, to_dict
 from reasoning_jax.config_check import from_dict
+from reasoning_jax.config_fields import show
 
 if TYPE_CHECKING:
     from reasoning_jax.report.study import Study

@@ -19,8 +19,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from reasoning_jax.commands import runfolder
-from reasoning_jax.config import Config, ConfigError, show, to_dict
+from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
+from reasoning_jax.config_fields import show
 from reasoning_jax.sweep import ARG, Points, SweepError, apply_point, check_points, run_names
 
 SLURM_INDEX = "SLURM_ARRAY_TASK_ID"

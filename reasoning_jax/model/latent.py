@@ -44,8 +44,6 @@ from reasoning_jax.model.spec import Params
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-CONTROLS = ("zeros", "noise", "other_row")
-
 
 @dataclass(frozen=True)
 class Thoughts:

@@ -17,7 +17,7 @@ import numpy as np
 
 from reasoning_jax import sharding
 from reasoning_jax.config import Config, ConfigError, ModelConfig, SamplingConfig
-from reasoning_jax.config_check import BATCHES_KEPT
+from reasoning_jax.config_check_objectives import BATCHES_KEPT
 from reasoning_jax.data.batch import Batch, padded
 from reasoning_jax.data.pipeline import Stream, SupervisedSource
 from reasoning_jax.decoding.rows import BUCKET, padded_batches

@@ -11,6 +11,7 @@ import pytest
 
 from reasoning_jax import sharding
 from reasoning_jax.config import SamplingConfig
+from reasoning_jax.config_objectives import THOUGHT_CONTROLS
 from reasoning_jax.decoding.rows import padded_batches, slots_of
 from reasoning_jax.decoding.sampler import (
     ActionIds,
@@ -271,7 +272,7 @@ def test_controls_are_fed_in_place_of_thoughts(params, mesh, want):
     counts = np.array([p.count(LATENT) for p in PROMPTS])
     is_thought = np.arange(slots.n)[None, :] < counts[:, None]
     fed = {}
-    for control in latent.CONTROLS:
+    for control in THOUGHT_CONTROLS:
         _, last, inputs, hidden = think(params, THOUGHTS, ids, slots, keys, control)
         fed[control] = np.asarray(inputs)
         states, _ = recomputed(params, MODEL, PROMPTS, THOUGHTS, given=inputs)
