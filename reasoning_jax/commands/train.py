@@ -159,7 +159,14 @@ def dry_run(config: Config) -> int:
             print(note)
         print(batch_tree(config, mesh_shape))
         print(parameter_table(program, mesh))
-        memory = plan_memory(program, mesh)
+        batch = None
+        if assembly.staged is not None:
+            # Rows of the last stage: with the most thoughts.
+            rows = config.train.batch_rows
+            examples = first_examples(assembly.examples("train"), rows)
+            last = assembly.staged.curriculum.last
+            (batch,) = staged_batches(examples, assembly.staged, last, rows, mesh)
+        memory = plan_memory(program, mesh, batch)
     print("bytes per device")
     for name, size in {**memory, "total": sum(memory.values())}.items():
         print(f"  {name:<24} {size:>16,}  {size / 2**20:10.1f} MiB")

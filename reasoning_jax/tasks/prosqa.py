@@ -113,6 +113,8 @@ class ProsQA:
     parent_rate: mean of the Poisson number of parents.
     first_family, second_family: the chances of the two draws for where parents come from.
     depth_weight: how much deeper nodes are preferred as parents.
+    labels: number nodes at random with some of 0 to labels - 1, so that a model can be asked about
+      larger graphs than it was trained on; 0 takes as many as there are nodes. Not for text.
     relabel: number the nodes at random in the symbolic and fused forms; otherwise a fitted node's
       number grows with its depth, which tells something about the answer.
     """
@@ -127,6 +129,7 @@ class ProsQA:
     second_family: float = 0.70
     depth_weight: float = 1.5
     relabel: bool = False
+    labels: int = 0
 
     def __post_init__(self) -> None:
         require_choice(self.name, "form", self.form, FORMS)
@@ -140,6 +143,13 @@ class ProsQA:
         require_number(self.name, "second_family", self.second_family, 0.0, 1.0)
         require_number(self.name, "depth_weight", self.depth_weight, 0.0, 100.0)
         require_bool(self.name, "relabel", self.relabel)
+        require_int(self.name, "labels", self.labels, 0, MAX_SYMBOLIC_NODES)
+        most = self.n_nodes if self.family == "fitted" else 2 + _MIRRORED_WIDTH * self.max_hops
+        if self.labels and (self.form == "text" or self.labels < most):
+            raise TaskError(
+                f"{self.name}: labels={self.labels}: leave it at 0 for form='text', else at least "
+                f"{most}, one for every node"
+            )
         if self.family == "mirrored":
             self._check_mirrored()
         else:
@@ -245,7 +255,7 @@ class ProsQA:
         if self.form != "text":
             mirrored = self.family == "mirrored"
             labels = 2 + _MIRRORED_WIDTH * self.max_hops if mirrored else self.n_nodes
-            return tuple(sorted(map(str, range(labels))))
+            return tuple(sorted(map(str, range(self.labels or labels))))
         return (*NAMES, *CONCEPTS)
 
     def _key(self, graph: Graph, symbols: Sequence[str]) -> str:
@@ -336,8 +346,8 @@ class ProsQA:
 
     def _draw_symbols(self, graph: Graph, rng: np.random.Generator) -> list[str] | None:
         if self.form != "text":
-            labels = graph.n if self.family == "mirrored" else self.n_nodes
-            shuffled = self.relabel or self.family == "mirrored"
+            labels = self.labels or (graph.n if self.family == "mirrored" else self.n_nodes)
+            shuffled = self.relabel or self.family == "mirrored" or self.labels > 0
             numbers = rng.permutation(labels) if shuffled else np.arange(labels)
             return [str(number) for number in numbers[: graph.n].tolist()]
         has_parent = {end for _, end in graph.edges}

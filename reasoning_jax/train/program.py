@@ -102,9 +102,15 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
     return dataclasses.replace(batch, model=dataclasses.replace(batch, age=age))
 
 
-def plan_memory(program: Program, mesh: jax.sharding.Mesh) -> dict[str, int]:
-    """Bytes per device: parameters, optimizer, batch, and what the compiled step adds to them."""
-    state, batch = abstract_state(program, mesh), abstract_batch(program.config, mesh)
+def plan_memory(
+    program: Program, mesh: jax.sharding.Mesh, batch: Batch | None = None
+) -> dict[str, int]:
+    """Bytes per device: parameters, optimizer, batch, and what the compiled step adds to them.
+
+    `batch` is one of the largest, or its shapes, where the config does not say them.
+    """
+    state = abstract_state(program, mesh)
+    batch = abstract_batch(program.config, mesh) if batch is None else batch
     step: Any = program.step
     memory = step.lower(state, batch).compile().memory_analysis()
     return {

@@ -46,6 +46,7 @@ def make(form, mesh):
         mode="coconut", target="next_step" if alone else "rest", max_latent_stage=3,
         c_thought=c_thought, markers=not alone,
     )  # fmt: skip
+    values["sampling"]["max_actions"] = 2 if alone else 32
     values["model"].update(
         d_model=16, n_layers=3, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=16,
         position="none" if form == "fused" else "rope",

@@ -5,7 +5,7 @@ import pytest
 
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
-from reasoning_jax.commands.assemble import assemble
+from reasoning_jax.commands.assemble import _matches, assemble
 from reasoning_jax.vocab import Vocab, VocabError
 
 
@@ -76,3 +76,16 @@ def test_pairs_in_a_file_are_no_words_but_their_halves_are(tmp_path):
     words = assemble(config).vocab.codec.to_dict()["words"]
     assert {"7", "8", "9"} <= set(words)
     assert "7>8" not in words
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "right"),
+    [
+        ("1,000", "### 1000", True), ("1000", "### 1,000 ", True), ("-2.5", "### -2.5", True),
+        ("1000", "### 100", False), ("a,b", "### ab", False),
+        ("1,000", "1000", False), ("18", "### 18.", False),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_user_s_file_are_compared_without_commas(answer, text, right):
+    # Catches: GSM answers such as 1,450,000 judged wrong; commas dropped from words.
+    assert _matches(answer, "### ", text) == right

@@ -95,6 +95,28 @@ def test_evaluate_poses_problems_as_the_checkpoint_s_stage_does(workdir):
         assert "choice" in metrics
 
 
+def test_another_number_of_thoughts_does_not_take_the_place_of_the_run_s_own(workdir):
+    """A table of a reproduction reads the run's own evaluation."""
+    # Catches: evaluate --config.evaluate.thoughts=2 over the file that is reported.
+    assert run("evaluate", f"--workdir={workdir}")[0] == 0
+    own = (workdir / "eval" / "step_00000004.json").read_text()
+    code, _, _ = run("evaluate", f"--workdir={workdir}", "--config.evaluate.thoughts=2")
+    assert code == 0
+    assert (workdir / "eval" / "step_00000004.json").read_text() == own
+    (other,) = (workdir / "eval" / "other").glob("step_00000004_*.json")
+    assert json.loads(other.read_text())["metrics"]["tokens"]["value"] >= 2
+    # Another split or number of problems is the same measure.
+    assert run("evaluate", f"--workdir={workdir}", "--config.evaluate.problems=4")[0] == 0
+    assert json.loads((workdir / "eval" / "step_00000004.json").read_text())["n_problems"] == 4
+
+
+def test_a_dry_run_plans_the_thoughts_too(workdir):
+    # Catches: the memory of a plain step, with logits of every column.
+    code, out, err = run("train", f"--config={workdir.parent}/tiny.py", "--dry_run")
+    assert (code, err) == (0, "")
+    assert "temporaries of the step" in out
+
+
 @pytest.mark.parametrize(
     ("flags", "shown"),
     [

@@ -157,7 +157,7 @@ def test_a_reproduction_from_end_to_end(here, capsys, counted, quick_to_compile)
     name = greedy[0].stem
     seen = []
     printed = evaluate_command.write_evaluation
-    evaluate_command.write_evaluation = lambda workdir, step, split, result: seen.append(result)
+    evaluate_command.write_evaluation = lambda *args: seen.append(args[3])
     try:
         argv = ["", "evaluate", f"--workdir={workdir / name}", "--config.sampling.temperature=0.5"]
         assert main.run(argv) == 0

@@ -460,3 +460,16 @@ def test_a_record_replays_to_its_text(name, whole, monkeypatch, mesh):
         assert replayed == states or name == "byte"
         # Where half a character stands in the prompt and half is written, it is shown as written.
         assert s["prompt"].endswith("".join(s["deletable"])) or (name, whole) == ("byte", False)
+
+
+@pytest.mark.parametrize(
+    ("actions", "mark", "steps"),
+    [
+        ((5, 6, 9, 7), (9,), (5, 6, 9)), ((5, 9, 6, 9, 7), (9,), (5, 9)), ((5, 6), (9,), None),
+        ((5, 8, 9, 7), (8, 9), (5, 8, 9)), ((5, 6), (), ()), ((), (9,), None),
+        ((9, 8), (8, 9), None),
+    ],
+)  # fmt: skip
+def test_an_answer_begins_behind_its_mark(actions, mark, steps):
+    # Catches: the last mark instead of the first; a part of the mark; no mark read as no steps.
+    assert accuracy.steps_before(actions, mark) == steps

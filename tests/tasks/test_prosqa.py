@@ -542,3 +542,24 @@ def test_a_question_says_all_of_its_problem(dials):
 def test_what_is_no_question_is_refused(question, reason):
     with pytest.raises(TaskError, match=re.escape(reason)):
         read_question(question)
+
+
+@pytest.mark.parametrize("family", ["fitted", "mirrored"])
+def test_labels_leave_room_for_larger_graphs(family):
+    """A run with spare labels can be asked about graphs that it has not been trained on."""
+    # Catches: labels that follow the graph; a vocabulary without the spare ones.
+    small, large = (
+        make_task("prosqa", form="fused", family=family, labels=40, min_hops=h, max_hops=h)
+        for h in (3, 4)
+    )
+    assert small.words() == large.words()
+    seen = {n for s in range(40) for n in small.problem(s).data["idx_to_symbol"]}
+    assert max(map(int, seen)) > 30
+    assert seen <= {str(n) for n in range(40)}
+    assert all(
+        len(set(p.data["idx_to_symbol"])) == p.data["nodes"] for p in map(large.problem, range(9))
+    )
+    with pytest.raises(TaskError, match=r"labels=3: .* at least"):
+        make_task("prosqa", form="fused", family=family, labels=3)
+    with pytest.raises(TaskError, match="leave it at 0 for form='text'"):
+        make_task("prosqa", labels=40)
