@@ -1,8 +1,10 @@
 """Eight virtual CPU devices, a compilation cache for the session, absl flags marked as parsed."""
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
 
 # Tests compile the same programs again and again, also in subprocesses: one cache for the session.
@@ -24,6 +26,17 @@ def _absl_flags_parsed():
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go():
+    """Compiled code is mapped memory, and a process may have only so many maps (65,530 by default):
+    all programs of all tests do not fit. What is needed again is read from the session's cache.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
