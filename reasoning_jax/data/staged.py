@@ -49,7 +49,7 @@ class _StagedBatches:
         for position in range(first, first + local):
             rng = np.random.default_rng([self.stream.seed, position])
             rows.append(self.encoder.encode(self.stream.example(position), self.stage, rng))
-        return batch_arrays(rows, local, self.encoder, self.stage)
+        return batch_arrays(rows, local, self.encoder, self.stage, mixed=True)
 
 
 class CurriculumSource:
@@ -152,19 +152,24 @@ class CurriculumSource:
 
 
 def batch_arrays(
-    rows: list[dict[str, np.ndarray]], n_rows: int, encoder: StagedEncoder, stage: int
+    rows: list[dict[str, np.ndarray]],
+    n_rows: int,
+    encoder: StagedEncoder,
+    stage: int,
+    mixed: bool = False,
 ) -> dict[str, Any]:
     """Encoded rows as the fields of a Batch: numpy arrays [n_rows, ...], and its static numbers.
 
     With latent.prompt_columns all shapes and static numbers follow from the config and the stage,
-    so that several processes agree on them; without, they fit the rows.
+    so that several processes agree on them; without, they fit the rows. `mixed`: rows may be of
+    other stages (uniform_prob).
     """
     curriculum, T = encoder.curriculum, encoder.encoder.data.seq_len
     prefix = curriculum.config.prompt_columns
     latent_id = encoder.encoder.vocab.specials.get(LATENT, -1)
     fixed = (prefix, T - prefix, prefix) if prefix else ()
-    # Where stages are mixed, the most of any: each number of thoughts is a program of its own.
-    least = curriculum.most_slots(stage) if curriculum.config.uniform_prob else 0
+    # Of mixed stages the most of any: each number of thoughts is a program of its own.
+    least = curriculum.most_slots(stage) if mixed and curriculum.config.uniform_prob else 0
     arrays, prefix, thoughts = aligned(
         rows, n_rows, latent_id, *fixed, least_thoughts=0 if fixed else least
     )

@@ -233,7 +233,8 @@ STEPS = {
 
 @pytest.mark.parametrize(("mode", "stage"), STEPS)
 def test_the_row_of_one_step(mode, stage):
-    encoder = staged(mode=mode, max_latent_stage=3, target="next_step", markers=False)
+    target = "rest" if mode == "cot" else "next_step"
+    encoder = staged(mode=mode, max_latent_stage=3, target=target, markers=False)
     row = encoded(SINGLE, stage, encoder)
     assert shown(row) == STEPS[mode, stage]
     accepted = {0: "a b", 1: "b", 2: "a c d"}.get(stage, "A") if mode != "no_cot" else "A"
