@@ -118,7 +118,7 @@ def make_mastery(
     frontier or, where the target is the rest of the text, the share of rows with all of it right.
     """
     config = assembly.config
-    of_stage = functools.cache(functools.partial(rows_of_stage, assembly, mesh, "validation"))
+    of_stage = functools.cache(functools.partial(evaluated_rows, assembly, mesh, "validation"))
     loss = jax.jit(staged_loss(assembly))
 
     def measure(state: states.TrainState, stage: int) -> float:
@@ -136,16 +136,22 @@ def staged_loss(assembly: Assembly) -> losses.Loss:
     )
 
 
-def rows_of_stage(
-    assembly: Assembly, mesh: jax.sharding.Mesh, split: str, stage: int
+def evaluated_rows(
+    assembly: Assembly, mesh: jax.sharding.Mesh, split: str, stage: int | None
 ) -> list[Batch]:
-    """As many examples as are evaluated as rows of a stage, in batches on the devices."""
+    """As many examples as are evaluated as clean rows (of a stage), in batches on the devices."""
     e = assembly.config.evaluate
     examples = first_examples(assembly.examples(split), e.problems)
     rows = min(e.batch_rows, len(examples))
     rows += -rows % sharding.batch_parts(mesh)
-    assert assembly.staged is not None
-    return staged_batches(examples, assembly.staged, stage, rows, mesh)
+    if assembly.staged is not None:
+        assert stage is not None
+        return staged_batches(examples, assembly.staged, stage, rows, mesh)
+    encoder = clean_encoder(assembly.encoder)
+    return [
+        Batch(**{n: sharding.place_rows(x, mesh) for n, x in b.items()})
+        for b in fixed_batches(examples, encoder, rows, assembly.config.seed)
+    ]
 
 
 def dry_run(config: Config) -> int:
@@ -191,54 +197,31 @@ def make_evaluate(
     workdir: Path,
     source: BatchSource,
 ) -> Callable[[states.TrainState], dict[str, float]]:
-    """Evaluation of a state on the configured split: clean loss, and what `make_measure` measures.
+    """Evaluation of a state on the configured split: clean loss, and what `make_measure` measures;
+    of a curriculum, on rows and prompts of the source's present stage.
 
     Writes `eval/step_N.json` and `samples/step_N.jsonl`; returns the scalars.
     """
     config = assembly.config
-    if assembly.staged is not None:
-        return make_staged_evaluate(assembly, mesh, workdir, source)
-    count, rows = config.evaluate.problems, config.evaluate.batch_rows
-    examples = first_examples(assembly.examples(config.evaluate.split), count)
-    rows = min(rows, len(examples))
-    rows += -rows % sharding.batch_parts(mesh)
-    placed = [
-        Batch(**{n: sharding.place_rows(x, mesh) for n, x in b.items()})
-        for b in fixed_batches(examples, clean_encoder(assembly.encoder), rows, config.seed)
-    ]
-    measure = make_measure(assembly, mesh)
-    clean_loss = jax.jit(losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.ids))
+    split = config.evaluate.split
+    rows = functools.cache(functools.partial(evaluated_rows, assembly, mesh, split))
+    measure = functools.cache(functools.partial(make_measure, assembly, mesh))
+    if assembly.staged is None:
+        loss = losses.make_loss(assembly.model, ObjectiveConfig("mle"), assembly.ids)
+    else:
+        loss = staged_loss(assembly)
+    loss = jax.jit(loss)
+    # What does not fit or is not there is found before training.
+    present = source.meta().get("stage")
+    rows(present)
+    measure(present)
 
     def evaluate(state: states.TrainState) -> dict[str, float]:
+        stage = source.meta().get("stage")
         adapters = states.adapters(state.params, config)
-        scalars = loop.validation_loss(clean_loss, state, placed, adapters)
-        result = measure(state.params)
-        write_evaluation(workdir, int(state.step), config.evaluate.split, result)
-        return {**scalars, **{n: m.to_dict()["value"] for n, m in result.metrics.items()}}
-
-    return evaluate
-
-
-def make_staged_evaluate(
-    assembly: Assembly,
-    mesh: jax.sharding.Mesh,
-    workdir: Path,
-    source: BatchSource,
-) -> Callable[[states.TrainState], dict[str, float]]:
-    """`make_evaluate` for a curriculum: clean rows and prompts of the source's present stage."""
-    config = assembly.config
-    of_stage = functools.cache(
-        functools.partial(rows_of_stage, assembly, mesh, config.evaluate.split)
-    )
-    measures = functools.cache(functools.partial(make_measure, assembly, mesh))
-    loss = jax.jit(staged_loss(assembly))
-
-    def evaluate(state: states.TrainState) -> dict[str, float]:
-        stage = source.meta()["stage"]
-        adapters = states.adapters(state.params, config)
-        scalars = loop.validation_loss(loss, state, of_stage(stage), adapters)
-        result = measures(stage)(state.params)
-        write_evaluation(workdir, int(state.step), config.evaluate.split, result)
+        scalars = loop.validation_loss(loss, state, rows(stage), adapters)
+        result = measure(stage)(state.params)
+        write_evaluation(workdir, int(state.step), split, result)
         return {**scalars, **{n: m.to_dict()["value"] for n, m in result.metrics.items()}}
 
     return evaluate
