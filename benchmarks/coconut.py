@@ -195,8 +195,10 @@ class Peer:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Its times. RuntimeError if it has none to give."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        # A process that is gone may break the pipe here, or be found out by the read.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
         answer = self._read()
         if "error" in answer:
             raise RuntimeError(f"the reference on {request}: {answer['error']}")
@@ -204,7 +206,8 @@ class Peer:
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+            self.process.stdin.close()
         self.process.wait()
 
 
