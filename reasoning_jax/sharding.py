@@ -119,6 +119,13 @@ def reshard(x: jax.Array, spec: P) -> jax.Array:
     return jax.reshard(x, spec) if has_mesh() else x
 
 
+def reshape(x: jax.Array, shape: tuple[int, ...], spec: P | None = None) -> jax.Array:
+    """`x` in another shape; said explicitly, since a mesh of one device has split axes too."""
+    if not has_mesh():
+        return x.reshape(shape)
+    return jnp.reshape(x, shape, out_sharding=spec or P(*[None] * len(shape)))
+
+
 def gather_fsdp(w: jax.Array) -> jax.Array:
     """A parameter as computation wants it: whole along `fsdp`, still split along `tensor`."""
     if not has_mesh():
@@ -145,20 +152,13 @@ def linear(x: jax.Array, w: jax.Array, n_in: int = 1, dtype: Any = None) -> jax.
         # On one device a product of two matrices: XLA's CPU backend is slow at more axes, above
         # all in the gradient of the weight, which contracts several.
         inner = math.prod(w.shape[:n_in])
-        y = jnp.matmul(_shaped(x, (-1, inner)), _shaped(w, (inner, -1)), **kwargs)
-        return _shaped(y, (*lead, *out), spec)
+        y = jnp.matmul(reshape(x, (-1, inner)), reshape(w, (inner, -1)), **kwargs)
+        return reshape(y, (*lead, *out), spec)
     letters = iter(string.ascii_letters)
     names = [[next(letters) for _ in range(n)] for n in (len(lead), n_in, len(out))]
     rows, contracted, columns = map("".join, names)
     equation = f"{rows}{contracted},{contracted}{columns}->{rows}{columns}"
     return jnp.einsum(equation, x, w, out_sharding=spec, **kwargs)
-
-
-def _shaped(x: jax.Array, shape: tuple[int, ...], spec: P | None = None) -> jax.Array:
-    """`x` in another shape; said explicitly, since a mesh of one device has split axes too."""
-    if not has_mesh():
-        return x.reshape(shape)
-    return jnp.reshape(x, shape, out_sharding=spec or P(*[None] * len(shape)))
 
 
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:

@@ -38,7 +38,10 @@ def random_tree(specs, rng):
     )
 
 
-apply = jax.jit(transformer.apply, static_argnames=("config", "capture_states", "capture_weights"))
+apply = jax.jit(
+    transformer.apply,
+    static_argnames=("config", "return_keys", "capture_states", "capture_weights"),
+)
 
 
 def tiny_run(**sections):

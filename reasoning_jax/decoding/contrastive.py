@@ -13,8 +13,8 @@ Deviations: p is the softmax over the tokens that may be chosen (text and <eos>)
 gives to `<backspace>` counts for nothing; at the limits <eos> is forced, as in `sampler.py`.
 
 How: each step feeds the k candidates as k tokens of one row, all at the next position, each of them
-seeing the context and itself. So the cache is never repeated k times: it has k slots after the
-context, and the chosen candidate's slot is copied to the first of them.
+seeing the context and itself. So the cache is never repeated k times: the chosen candidate's keys
+and values alone are written into it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from reasoning_jax.decoding.sampler import (
     action_log_probs,
     allowed_actions,
     begin,
+    prefill,
     recorded,
     run,
 )
@@ -43,7 +44,7 @@ from reasoning_jax.model import attention, readout, transformer
 from reasoning_jax.model import cache as kv
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float
 
 # The model's own distribution: contrastive search has neither temperature nor filters.
 _UNFILTERED = SamplingConfig(temperature=1.0)
@@ -88,18 +89,6 @@ def _unit(hidden: jax.Array) -> jax.Array:
     return hidden * lax.rsqrt(jnp.maximum(square, jnp.finfo(jnp.float32).tiny))
 
 
-def _move_slot(
-    stacked: Float[Array, "L B S K H"], source: Int[Array, " B"], target: Int[Array, " B"]
-) -> Float[Array, "L B S K H"]:
-    """Copy each row's slot `source` onto its slot `target`, in every layer."""
-
-    def move(row: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-        slot = lax.dynamic_slice_in_dim(row, source, 1, axis=0)
-        return lax.dynamic_update_slice_in_dim(row, slot, target, axis=0)
-
-    return jax.vmap(jax.vmap(move), in_axes=(0, None, None))(stacked, source, target)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "ids"))
 def _search(
     params: Any,
@@ -115,21 +104,23 @@ def _search(
     ids: ActionIds,
 ) -> Completions:
     del floor, row_ids, key
-    P = prompts.shape[1]
+    B, P = prompts.shape
     V = config.vocab_size
     A = sampling.max_actions
     k = min(sampling.contrastive_candidates, V)
     new_tokens = sampling.max_new_tokens or A
-    # The deepest row feeds its candidates behind its last new token.
-    slots = P + new_tokens + k
+    slots = P + new_tokens + 1
     batch_axis = sharding.axis_of(prompts, 0)
-    hidden, state = begin(params, config, prompts, prompt_length, A, slots, lora)
-    assert hidden is not None
+    cache, hidden = prefill(params, config, prompts, slots, lora)
+    state = begin(prompts, prompt_length, A, cache)
     last = state["depth"]
     slot = jnp.arange(slots)[None, :]
     at_top = (jnp.arange(P)[None, :] == last[:, None])[..., None]
     state["top"] = jnp.where(at_top, hidden, 0).sum(1)
     state["context"] = jnp.pad(_unit(hidden), ((0, 0), (0, slots - P), (0, 0)))
+
+    # A candidate sees the context and itself.
+    own = attention.Dense(jnp.broadcast_to(jnp.eye(k, dtype=bool), (B, k, k)))
 
     def step(s: dict[str, Any]) -> dict[str, Any]:
         depth, done, t = s["depth"], s["done"], s["step"]
@@ -138,20 +129,18 @@ def _search(
         log_probs = sharding.reshard(log_probs, sharding.P(batch_axis, None))
         candidate_log_probs, candidates = lax.top_k(log_probs, k)
 
-        # [B, k]: k alternatives for the next position, in the k slots behind the context.
+        # [B, k]: k alternatives for the next position.
         next_slot = depth[:, None] + 1
-        own = slot[:, None] == (next_slot + jnp.arange(k)[None, :])[..., None]
         in_context = slot < next_slot
         position = next_slot
         if config.position == "learned":
             # Behind a text that fills the table: such a row ends, whatever its candidates are.
             position = jnp.minimum(position, config.max_positions - 1)
+        context = kv.rewind(s["cache"], depth + 1)
         out = transformer.apply(
             params, config, candidates, positions=position + jnp.zeros_like(candidates),
-            attention=attention.Dense(own | in_context[:, None]),
-            cache=kv.rewind(s["cache"], depth + 1), lora=lora,
+            attention=own, cache=context, return_keys=True, lora=lora,
         )  # fmt: skip
-        assert out.cache is not None
         units = _unit(out.hidden)
         scores = contrastive_scores(
             candidate_log_probs, units, s["context"], in_context, sampling.contrastive_penalty
@@ -162,16 +151,15 @@ def _search(
         at_limit = (t == A - 1) | (depth - last >= new_tokens)
         action = jnp.where(at_limit, ids.eos, chosen)
         written = (slot == next_slot) & ~done[:, None]
-        kept = kv.Cache(
-            _move_slot(out.cache.keys, depth + 1 + best, depth + 1),
-            _move_slot(out.cache.values, depth + 1 + best, depth + 1),
-            depth + 2,
+        keys, values = (
+            jnp.where(is_best[None, :, :, None, None], x, 0).sum(2, keepdims=True)
+            for x in (out.keys, out.values)
         )
         unit = jnp.where(is_best[..., None], units, 0).sum(1)
         return {
             # It never deletes: the probability of <backspace> is not looked at.
             **recorded(s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])),
-            "cache": kept,
+            "cache": kv.write(context, keys, values),
             "tokens": jnp.where(written, action[:, None], s["tokens"]),
             "top": jnp.where(is_best[..., None], out.hidden, 0).sum(1),
             "context": jnp.where(written[..., None], unit[:, None], s["context"]),

@@ -25,7 +25,6 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.model import cache as kv
 from reasoning_jax.model import latent, readout, transformer
@@ -245,13 +244,13 @@ def read_prompts(
     what was fed in each row's last thought.
     """
     if slots is None or thinking is None or not slots.n:
-        return begin(params, config, prompts, prompt_length, actions, room, lora)[1], None
-    _, state = begin(params, config, prompts, prompt_length, actions, room, lora, prefill=False)
-    state["cache"], last_thought, _, _ = latent.think(
-        params, config, thinking.thoughts, prompts, slots, state["cache"], lora,
+        cache, _ = prefill(params, config, prompts, room, lora)
+        return begin(prompts, prompt_length, actions, cache), None
+    cache, last_thought, _, _ = latent.think(
+        params, config, thinking.thoughts, prompts, slots, room, lora,
         thinking.control, jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, _NOISE_KEY),
     )  # fmt: skip
-    return state, last_thought
+    return begin(prompts, prompt_length, actions, cache), last_thought
 
 
 def top_state(
@@ -304,42 +303,36 @@ def next_log_probs(
     return jax.nn.log_softmax(readout.logits(params, config, out.hidden[:, 0]))
 
 
-def begin(
-    params: Any,
-    config: ModelConfig,
-    prompts: Int[Array, "B P"],
-    prompt_length: Int[Array, " B"],
-    actions: int,
-    slots: int,
-    lora: Any,
-    prefill: bool = True,
-) -> tuple[Float[Array, "B P D"] | None, dict[str, Any]]:
-    """Hidden states of the prompts, and the state in which a decoder's loop begins.
+def prefill(
+    params: Any, config: ModelConfig, prompts: Int[Array, "B P"], slots: int, lora: Any
+) -> tuple[kv.Cache, Float[Array, "B P D"]]:
+    """A cache of `slots` slots that begins with right-padded prompts, and their hidden states."""
+    positions = jnp.zeros_like(prompts) + jnp.arange(prompts.shape[1])[None, :]
+    out = transformer.apply(
+        params, config, prompts, positions=positions, return_keys=True, lora=lora
+    )
+    return kv.of_columns(out.keys, out.values, slots), out.hidden
 
-    It has the cache with the prompts in it, their tokens in `slots` columns, each row's depth (the
-    index of its last token), whether it is done, and room for `actions` actions (see `recorded`).
-    Without `prefill` the cache is empty, and there are no hidden states.
+
+def begin(
+    prompts: Int[Array, "B P"], prompt_length: Int[Array, " B"], actions: int, cache: kv.Cache
+) -> dict[str, Any]:
+    """The state in which a decoder's loop begins, of a cache with the prompts in it.
+
+    It has the tokens in as many columns as the cache has slots, each row's depth (the index of its
+    last token), whether it is done, and room for `actions` actions (see `recorded`).
     """
-    B, P = prompts.shape
-    cache, hidden = kv.init_cache(config, B, slots, sharding.axis_of(prompts, 0)), None
-    if prefill:
-        positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-        if sharding.has_mesh():
-            positions = jax.reshard(positions, jax.typeof(prompts).sharding.spec)
-        out = transformer.apply(
-            params, config, prompts, positions=positions, cache=cache, lora=lora
-        )
-        cache, hidden = out.cache, out.hidden
     zeros = jnp.zeros_like(prompt_length)
     wide = jnp.zeros_like(prompts[:, :1])
+    rest = cache.slots - prompts.shape[1]
 
     def columns(n: int, dtype: Any) -> jax.Array:
         return jnp.concatenate([wide.astype(dtype)] * n or [wide[:, :0].astype(dtype)], axis=1)
 
-    return hidden, {
+    return {
         "step": jnp.int32(0),
         "cache": cache,
-        "tokens": jnp.concatenate([prompts, columns(slots - P, prompts.dtype)], axis=1),
+        "tokens": jnp.concatenate([prompts, columns(rest, prompts.dtype)], axis=1),
         "depth": prompt_length - 1,
         "done": zeros > 0,
         "length": zeros,

@@ -22,7 +22,6 @@ from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.decoding.contrastive import make_contrastive_sampler
 from reasoning_jax.decoding.rows import PaddedIds, padded_batches, slots_of
 from reasoning_jax.decoding.sampler import ActionIds, Thinking, make_sampler, next_log_probs
-from reasoning_jax.model import cache as kv
 from reasoning_jax.model import latent, readout, transformer
 from reasoning_jax.model.latent import Slots
 from reasoning_jax.vocab import Vocab
@@ -234,11 +233,11 @@ def _label_log_prob_impl(
     thinking: Thinking | None = None,
 ) -> jax.Array:
     """log p(label) [B, T] in every state; with `slots`, in every one that is no thought."""
-    B, T = tokens.shape
+    T = tokens.shape[1]
     if slots is not None:
         assert thinking is not None
-        cache = kv.init_cache(config, B, T + slots.room, sharding.axis_of(tokens, 0))
-        hidden = latent.think(params, config, thinking.thoughts, tokens, slots, cache, lora)[-1]
+        room = T + slots.room
+        hidden = latent.think(params, config, thinking.thoughts, tokens, slots, room, lora)[-1]
     else:
         positions = jnp.zeros_like(tokens) + jnp.arange(T)[None, :]
         hidden = transformer.apply(params, config, tokens, positions=positions, lora=lora).hidden

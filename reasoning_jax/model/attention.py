@@ -1,14 +1,14 @@
 """One door to attention: what may attend to what, and how it is computed.
 
-Two descriptions of visibility: `Causal` (by position in the row, within segments) and `Dense` (any
-boolean mask, as backspace packing needs). With a cache, `Causal` means all slots up to the query's.
-Keys and values of earlier passes can stand before the new ones (`KeyValues`): they are read, never
-copied or written. Positions play no part here: RoPE has been applied before.
+Two descriptions of what the columns of a pass see of each other: `Causal` (by position in the row,
+within segments) and `Dense` (any boolean mask, as backspace packing needs). Keys and values of
+earlier passes can stand before them (`KeyValues`), a cache's among them: they are read where they
+are, never copied or written. Positions play no part here: RoPE has been applied before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,9 @@ class Causal:
 
 @struct.dataclass
 class Dense:
-    """Query i sees key j where `mask[b, i, j]`; S is the number of keys (cache slots, if any)."""
+    """Query i sees key j where `mask[b, i, j]`."""
 
-    mask: Bool[Array, "B T S"]
+    mask: Bool[Array, "B T T"]
 
 
 @struct.dataclass
@@ -57,20 +57,13 @@ class KeyValues:
         return KeyValues(keys.swapaxes(2, 3), values.swapaxes(2, 3), visible)
 
 
-def visibility(
-    description: Causal | Dense,
-    query_slots: Int[Array, "B T"],
-    n_keys: int,
-    cached: bool,
-) -> Bool[Array, "B T S"]:
-    """The boolean mask [B, T, S] of a description. `query_slots` are the queries' key indices."""
+def visibility(description: Causal | Dense, columns: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """The boolean mask [B, T, T] of a description. `columns` count a row's tokens from 0."""
     if isinstance(description, Dense):
         return description.mask
-    mask = query_slots[:, :, None] >= jnp.arange(n_keys)[None, None, :]
+    mask = columns[:, :, None] >= columns[:, None, :]
     if description.segments is None:
         return mask
-    if cached:
-        raise ValueError("segments cannot be combined with a cache; use attention.Dense")
     return mask & (description.segments[:, :, None] == description.segments[:, None, :])
 
 
@@ -93,24 +86,22 @@ def attend(
     if not explicit:
         # The mask needs its head axis: a three-dimensional mask would be read as [N, T, S].
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None]), None
+    # Keys are not repeated for the queries that share them: those stand in one row of queries.
+    B, T, N, H = query.shape
+    K = key.shape[2]
+    split = (sharding.axis_of(query, 0), sharding.axis_of(query, 2))
+
+    def shaped(x: jax.Array, *shape: int) -> jax.Array:
+        return sharding.reshape(x, shape, sharding.P(*split, *[None] * (len(shape) - 2)))
+
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    query = shaped(query, B, K, N // K * T, H)
     parts = [(p.keys, p.values, p.visible[:, None, None]) for p in before]
-    parts.append((key, value, mask[:, None]))
-    N, H = query.shape[1], query.shape[3]
-    groups = N // key.shape[1]
-    if groups > 1:
-        out: dict[str, Any] = {}
-        if sharding.has_mesh():
-            rows, heads = sharding.axis_of(query, 0), sharding.axis_of(query, 1)
-            out["out_sharding"] = sharding.P(rows, heads, None, None)
-        parts = [
-            (jnp.repeat(k, groups, axis=1, **out), jnp.repeat(v, groups, axis=1, **out), visible)
-            for k, v, visible in parts
-        ]
+    parts.append((key, value, jnp.tile(mask[:, None], (1, 1, N // K, 1))))
     scores = [
         jnp.where(
             visible,
-            jnp.einsum("bnth,bnsh->bnts", query, k, preferred_element_type=jnp.float32) * H**-0.5,
+            jnp.einsum("bkth,bksh->bkts", query, k, preferred_element_type=jnp.float32) * H**-0.5,
             MASKED,
         )
         for k, _, visible in parts
@@ -119,6 +110,7 @@ def attend(
     mixed, begin = 0.0, 0
     for k, v, _ in parts:
         some = weights[..., begin : begin + k.shape[2]].astype(v.dtype)
-        mixed = mixed + jnp.einsum("bnts,bnsh->bnth", some, v)
+        mixed = mixed + jnp.einsum("bkts,bksh->bkth", some, v)
         begin += k.shape[2]
-    return jnp.asarray(mixed).swapaxes(1, 2), weights if return_weights else None
+    out = shaped(jnp.asarray(mixed), B, N, T, H).swapaxes(1, 2)
+    return out, shaped(weights, B, N, T, -1) if return_weights else None

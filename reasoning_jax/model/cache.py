@@ -7,7 +7,7 @@ last tokens of a row is writing a smaller integer (`rewind`), and rows of one ba
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from flax import struct
 from jax import lax
 
 from reasoning_jax import sharding
-from reasoning_jax.config import ModelConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -23,31 +22,18 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class Cache:
-    """Keys and values [L, B, S, K, H] in the compute dtype; `length` [B] counts live slots."""
+    """Keys and values [L, B, K, S, H] in the compute dtype; `length` [B] counts live slots.
 
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
+    The heads stand before the slots, as attention reads them.
+    """
+
+    keys: Float[Array, "L B K S H"]
+    values: Float[Array, "L B K S H"]
     length: Int[Array, " B"]
 
     @property
     def slots(self) -> int:
-        return self.keys.shape[2]
-
-
-def init_cache(config: ModelConfig, batch: int, slots: int, batch_axis: Any = None) -> Cache:
-    """An empty cache; `batch_axis` is the mesh axis (or axes) that splits the batch, if any."""
-    shape = (config.n_layers, batch, slots, config.n_kv_heads, config.head_dim)
-    dtype = jnp.dtype(config.compute_dtype)
-    kwargs, length_kwargs = {}, {}
-    if sharding.has_mesh():
-        spec = sharding.P(None, batch_axis, None, "tensor", None)
-        kwargs = {"out_sharding": spec}
-        length_kwargs = {"out_sharding": sharding.P(batch_axis)}
-    return Cache(
-        jnp.zeros(shape, dtype, **kwargs),
-        jnp.zeros(shape, dtype, **kwargs),
-        jnp.zeros((batch,), jnp.int32, **length_kwargs),
-    )
+        return self.keys.shape[3]
 
 
 def rewind(cache: Cache, length: Int[Array, " B"]) -> Cache:
@@ -55,16 +41,36 @@ def rewind(cache: Cache, length: Int[Array, " B"]) -> Cache:
     return dataclasses.replace(cache, length=length)
 
 
-def write_layer(
-    stacked: Float[Array, "L B S K H"],
-    layer: Any,
-    start: Int[Array, " B"],
-    new: Float[Array, "B T K H"],
-) -> tuple[Float[Array, "L B S K H"], Float[Array, "B S K H"]]:
-    """Write T slots from `start[b]` on into one layer; returns the stack and that layer.
-
-    Rows whose slots would end beyond S are clamped by XLA: callers bound `start` themselves.
+def of_columns(
+    keys: Float[Array, "L B T K H"], values: Float[Array, "L B T K H"], slots: int
+) -> Cache:
+    """A cache of `slots` slots that begins with these columns, as `transformer.apply` returns them;
+    all T of them are live.
     """
-    one = lax.dynamic_index_in_dim(stacked, layer, axis=0, keepdims=False)
-    one = jax.vmap(lambda c, n, s: lax.dynamic_update_slice(c, n, (s, 0, 0)))(one, new, start)
-    return lax.dynamic_update_index_in_dim(stacked, one, layer, axis=0), one
+    B, T = keys.shape[1:3]
+
+    def place(x: jax.Array) -> jax.Array:
+        return jnp.pad(x.swapaxes(2, 3), [(0, 0)] * 3 + [(0, slots - T), (0, 0)])
+
+    length = jnp.full((B,), T, jnp.int32)
+    if sharding.has_mesh():
+        length = jax.reshard(length, sharding.P(sharding.axis_of(keys, 1)))
+    return Cache(place(keys), place(values), length)
+
+
+def write(
+    cache: Cache, keys: Float[Array, "L B T K H"], values: Float[Array, "L B T K H"]
+) -> Cache:
+    """T more columns of every row, from its own length on.
+
+    Rows whose slots would end beyond S are clamped by XLA: callers bound their lengths themselves.
+    """
+
+    def place(old: jax.Array, new: jax.Array) -> jax.Array:
+        def row(old: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice(old, new, (0, 0, start, 0))
+
+        return jax.vmap(row, (1, 1, 0), 1)(old, new.swapaxes(2, 3), cache.length)
+
+    length = cache.length + keys.shape[2]
+    return Cache(place(cache.keys, keys), place(cache.values, values), length)

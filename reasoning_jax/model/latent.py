@@ -325,16 +325,16 @@ def think(
     thoughts: Thoughts,
     prompts: Int[Array, "B P"],
     slots: Slots,
-    cache: Cache,
+    room: int,
     lora: Lora | None = None,
     control: str = "",
     row_keys: jax.Array | None = None,
 ) -> tuple[Cache, Float[Array, "B D"], Float[Array, "B n D"], Float[Array, "B P D"]]:
-    """Read right-padded prompts with their thoughts into an empty cache.
+    """Read right-padded prompts with their thoughts into a cache of `room` slots.
 
     Returns the cache (its lengths are of no meaning: callers know how long their prompts are), the
     input of each row's last thought, all inputs, and the hidden states of the prompts, those of
-    thoughts excepted. The cache must have `slots.room` slots more than the prompts.
+    thoughts excepted. `room` must be `slots.room` more than the prompts' columns at least.
 
     control: what is fed in place of the thoughts made: "zeros", "noise" (normal, each of the norm
     of the thought that it replaces; drawn from `row_keys` [B]), or those of the "other_row" before
@@ -342,8 +342,10 @@ def think(
     """
     P = prompts.shape[1]
     positions = jnp.zeros_like(prompts) + jnp.arange(P)[None, :]
-    out = transformer.apply(params, config, prompts, positions=positions, cache=cache, lora=lora)
-    assert out.cache is not None
+    out = transformer.apply(
+        params, config, prompts, positions=positions, return_keys=True, lora=lora
+    )
+    cache = kv.of_columns(out.keys, out.values, room)
     first, count, n = slots.first, slots.count, slots.n
     at = (jnp.arange(P)[None, :] == first[:, None] - 1)[..., None]
     state = jnp.where(at, out.residual, 0).sum(1)
@@ -370,7 +372,6 @@ def think(
         assert out.cache is not None
         return thought_of(params, config, thoughts, out.residual), out.cache
 
-    cache = out.cache
     if thoughts.iterations:
         slot = jnp.zeros_like(prompts[:, :1]) + thoughts.latent_id
         token = transformer.embed(params, config, slot).astype(jnp.float32)

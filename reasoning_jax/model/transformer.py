@@ -18,7 +18,8 @@ from jax import lax
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import attention as attn
-from reasoning_jax.model.cache import Cache, write_layer
+from reasoning_jax.model import cache as kv
+from reasoning_jax.model.cache import Cache
 from reasoning_jax.model.spec import Params, ParamSpec
 
 if TYPE_CHECKING:
@@ -170,8 +171,8 @@ def apply(
 ) -> Output:
     """Run the decoder on tokens, or on embeddings in their place (Coconut's latent feedback).
 
-    With a cache, the T new tokens go to the slots from `cache.length[b]` on and the returned cache
-    is T longer; the keys are then all S slots. Without one, the keys are the T tokens themselves.
+    With a cache, the T new tokens see its live slots, all of them, and each other as `attention`
+    says; they go to the slots from `cache.length[b]` on, and the returned cache is T longer.
 
     Args:
       positions: explicit, because packing and padding decide them: RoPE angles or rows of the
@@ -204,17 +205,18 @@ def apply(
     rotation = rope_rotation(config, positions) if config.position == "rope" else None
 
     B, T, _ = x.shape
-    start = jnp.zeros((B,), jnp.int32) if cache is None else cache.length
-    slots = start[:, None] + jnp.arange(T)[None, :]
-    n_keys = T if cache is None else cache.slots
-    mask = attn.visibility(attention, slots, n_keys, cached=cache is not None)
+    if cache is not None:
+        live = jnp.arange(cache.slots)[None, :] < cache.length[:, None]
+        before = (attn.KeyValues(cache.keys, cache.values, live),)
+    columns = jnp.zeros((B, 1), jnp.int32) + jnp.arange(T)[None, :]
+    mask = attn.visibility(attention, columns)
     spec = (sharding.axis_of(x, 0), None, None)
     mask = sharding.reshard(mask, sharding.P(*spec))
 
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
     n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(
-        _zeros((B, config.n_heads, T, n_before + n_keys), (spec[0], "tensor", None, None))
+        _zeros((B, config.n_heads, T, n_before + T), (spec[0], "tensor", None, None))
         for _ in capture_weights
     )
 
@@ -224,13 +226,12 @@ def apply(
     policy = REMAT_POLICIES.get(remat)
 
     def layer_step(carry, xs):
-        x, keys, values, states, weights = carry
+        x, states, weights = carry
         index, layer, layer_lora, earlier = xs
 
-        def block(x, keys, values):
+        def block(x):
             return _layer(
-                layer, layer_lora, lora_scale, config,
-                x, rotation, mask, start, index, keys, values,
+                layer, layer_lora, lora_scale, config, x, rotation, mask,
                 before=tuple(
                     attn.KeyValues(k, v, part.visible) for (k, v), part in zip(earlier, before)
                 ),
@@ -239,7 +240,7 @@ def apply(
 
         if policy is not None:
             block = jax.checkpoint(block, policy=policy)
-        x, keys, values, probs, new = block(x, keys, values)
+        x, probs, new = block(x)
         states = tuple(
             jnp.where(index == layer_no, x, s) for s, layer_no in zip(states, capture_states)
         )
@@ -247,22 +248,21 @@ def apply(
             w if probs is None else jnp.where(index == layer_no, probs, w)
             for w, layer_no in zip(weights, capture_weights)
         )
-        return (x, keys, values, states, weights), new if return_keys else None
+        return (x, states, weights), new if return_keys or cache is not None else None
 
-    keys, values = (None, None) if cache is None else (cache.keys, cache.values)
     layer_lora = None if lora is None else lora.params["layers"]
     lora_scale = 1.0 if lora is None else lora.scale
     earlier = tuple((part.keys, part.values) for part in before)
-    (x, keys, values, states, weights), new = lax.scan(
+    (x, states, weights), new = lax.scan(
         layer_step,
-        (x, keys, values, captured_states, captured_weights),
+        (x, captured_states, captured_weights),
         (jnp.arange(config.n_layers), params["layers"], layer_lora, earlier),
     )
-    if cache is not None:
-        assert keys is not None
-        assert values is not None
-        cache = Cache(keys, values, cache.length + T)
     new_keys, new_values = (None, None) if new is None else new
+    if cache is not None:
+        cache = kv.write(cache, new_keys, new_values)
+    if not return_keys:
+        new_keys = new_values = None
     hidden = final_norm(params, config, x)
     return Output(hidden, x, cache, new_keys, new_values, states, weights)
 
@@ -280,22 +280,10 @@ def _layer(
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array] | None,
     mask: jax.Array,
-    start: jax.Array,
-    index: jax.Array,
-    keys: jax.Array | None,
-    values: jax.Array | None,
     before: tuple[attn.KeyValues, ...],
     return_weights: bool,
-) -> tuple[
-    jax.Array,
-    jax.Array | None,
-    jax.Array | None,
-    jax.Array | None,
-    tuple[jax.Array, jax.Array],
-]:
-    """One pre-norm block; writes its keys and values into the stacked cache where there is one, and
-    returns them as well.
-    """
+) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, jax.Array]]:
+    """One pre-norm block: its output, attention weights if asked for, and its keys and values."""
     p_attn, p_mlp = p["attention"], p["mlp"]
     lora_attn = (lora or {}).get("attention", {})
     lora_mlp = (lora or {}).get("mlp", {})
@@ -309,11 +297,6 @@ def _layer(
         k = _rms(k, p_attn["key_norm"], config.norm_eps)
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-    new = (k, v)
-    if keys is not None:
-        assert values is not None
-        keys, k = write_layer(keys, index, start, k)
-        values, v = write_layer(values, index, start, v)
     mixed, weights = attn.attend(q, k, v, mask, return_weights, before)
     x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
 
@@ -324,7 +307,7 @@ def _layer(
     else:
         hidden = jax.nn.gelu(up, approximate=True)
     x = x + _project(hidden, p_mlp, lora_mlp, "down", scale)
-    return x, keys, values, weights, new
+    return x, weights, (k, v)
 
 
 def _project(

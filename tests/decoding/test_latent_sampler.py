@@ -22,7 +22,6 @@ from reasoning_jax.decoding.sampler import (
 )
 from reasoning_jax.evaluate import accuracy
 from reasoning_jax.evaluate.accuracy import Prompt
-from reasoning_jax.model import cache as kv
 from reasoning_jax.model import latent, readout, spec, transformer
 from reasoning_jax.vocab import CharCodec, make_vocab
 from tests import oracle
@@ -102,9 +101,8 @@ def want(params):
 
 @functools.partial(jax.jit, static_argnames=("thoughts", "control"))
 def think(params, thoughts, prompts, slots, row_keys=None, control=""):
-    cache = kv.init_cache(MODEL, len(prompts), P + slots.room)
     return latent.think(
-        params, MODEL, thoughts, prompts, slots, cache, control=control, row_keys=row_keys
+        params, MODEL, thoughts, prompts, slots, P + slots.room, control=control, row_keys=row_keys
     )
 
 

@@ -308,8 +308,9 @@ def test_keys_that_stand_before_equal_a_cache_and_one_pass(name):
         return run(params, config, tokens[:, begin:end], positions=positions[:, begin:end], **more)
 
     whole = part(0, 8).hidden[:, 4:]
-    by_cache = part(4, 8, cache=part(0, 4, cache=kv.init_cache(config, 2, 8)).cache).hidden
     first = part(0, 4, return_keys=True)
+    cache = kv.of_columns(first.keys, first.values, 8)
+    by_cache = part(4, 8, cache=cache).hidden
     for seen in (True, False):
         visible = jnp.asarray([[True] * 4, [seen, True, True, True]])
         before = (KeyValues.of(first.keys, first.values, visible),)
@@ -323,7 +324,7 @@ def test_keys_that_stand_before_equal_a_cache_and_one_pass(name):
         assert (jnp.triu(weights[..., 4:], 1) == 0).all()
         assert bool((weights[1, ..., 0] == 0).all()) == (not seen)
     with pytest.raises(ValueError, match="either a cache or what stands before"):
-        part(4, 8, cache=kv.init_cache(config, 2, 8), before=before)
+        part(4, 8, cache=cache, before=before)
 
 
 def test_where_thoughts_stand():

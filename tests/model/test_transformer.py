@@ -67,9 +67,9 @@ def test_cache_equals_recomputation_with_ragged_rows(model):
     tokens = tokens_for(config, batch=2)
     want = hidden(params, config, tokens)
     prompt = jnp.array([3, 5])
-    cache = kv.init_cache(config, 2, T + 3)
-    out = apply(params, config, tokens[:, :5], positions=positions_for(tokens[:, :5]), cache=cache)
-    cache = kv.rewind(out.cache, prompt)
+    positions = positions_for(tokens[:, :5])
+    out = apply(params, config, tokens[:, :5], positions=positions, return_keys=True)
+    cache = kv.rewind(kv.of_columns(out.keys, out.values, T + 3), prompt)
     for step in range(3):
         at = prompt + step
         out = apply(
