@@ -6,6 +6,8 @@ Command  reasoning-jax reproduce coconut/prosqa-symbolic --scale=cpu --workdir=r
          reasoning-jax train --config=configs/coconut/prosqa_symbolic.py:mode=coconut --workdir=runs/coconut
 Time     about 1 hour on 2 CPU cores (cpu: 24 runs of 2 to 3 minutes)
 Scales   cpu: two mirrored halves, 3 hops, one column an edge; the setting is ours, not the paper's.
+         Harder at that scale: edges=symbolic (three tokens an edge), graph=fitted (random graphs like
+         the published ones), both; layers=6, hops=4, longer=2, mastery=0.9.
          gpu: graphs fitted to the published ones, three tokens an edge, 3 and 4 hops, 2 layers x 256.
          paper: that with 2 layers x 768 and the paper's schedule. smoke: a minute, to see that
          everything runs.
@@ -31,15 +33,20 @@ SCALES = {
     "gpu": (2, 256, 8, 256, 40_000, 2000),
     "paper": (2, 768, 8, 256, 18_000, 2000),
 }
-# Steps of stages, where these are not counted in epochs:
-# The first stage, each one between, and the last.
+# Steps of stages, where these are not counted in epochs: the first, each one between, and the last.
 STAGE_STEPS = {"smoke": (4, 2, 2), "cpu": (1000, 400, 800), "gpu": (12_000, 7_000, 7_000)}
+# At scale cpu, by what is harder than mirrored halves with a column an edge.
+HARDER_STEPS = {
+    ("fitted", "fused"): (1500, 800, 1000),
+    ("mirrored", "symbolic"): (3000, 1000, 1000),
+    ("fitted", "symbolic"): (3000, 1000, 1000),
+}
 
 
 def get_config(arg: str = ""):
     arg = rc.parse_arg(
         arg, mode="coconut", seed=0, scale="cpu", graph="mirrored", edges="fused", hops=3, layers=0,
-        longer=1.0, mastery=False,
+        longer=1.0, mastery=0.0,
     )  # fmt: skip
     if arg.scale not in SCALES:
         raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
@@ -59,12 +66,18 @@ def get_config(arg: str = ""):
     config.task = {"name": "prosqa", **task_dials("prosqa"), "form": form, "family": graph}
     hops = arg.hops if small else 4
     if arg.scale in STAGE_STEPS:
-        first, middle, last = (round(n * arg.longer) for n in STAGE_STEPS[arg.scale])
+        lengths = STAGE_STEPS[arg.scale]
+        if arg.scale == "cpu":
+            lengths = HARDER_STEPS.get((graph, form), lengths)
+        first, middle, last = (round(n * arg.longer) for n in lengths)
         lengths = (first, *[middle] * (hops - 1), last)
         steps = sum(lengths)
     config.task.update(min_hops=min(3, hops), max_hops=hops)
     if graph == "fitted":
         config.task.update(relabel=True, **({"n_nodes": 14} if small else {}))
+        if form == "fused":
+            # One compiled program; room for 50 edges, where 18 are usual and 40 were not seen.
+            config.latent.prompt_columns = 56
     config.vocab.kind = "pair" if form == "fused" else "word"
     config.vocab.backspace = False
     config.vocab.latent = True
@@ -99,7 +112,7 @@ def get_config(arg: str = ""):
         latent.reset_optimizer = "never"
         if arg.mastery:
             latent.advance = "mastery"
-            latent.mastery = 0.95
+            latent.mastery = arg.mastery
     if arg.mode not in ("cot", "no_cot", "icot", "no_thought"):
         latent.markers = False
 
@@ -113,6 +126,12 @@ def get_config(arg: str = ""):
     config.model.position = "none" if form == "fused" else "learned"
     config.model.max_positions = 256
     config.model.init_std = 0.125 if small else 0.02
+    if small and form == "symbolic":
+        # An edge's end must find its start, which is always the token before.
+        config.model.position = "rope"
+        config.model.n_heads = config.model.n_kv_heads = 2
+        config.model.head_dim = width // 2
+        config.model.init_std = 0.25
     config.optimizer.learning_rate = 2e-3 if small else 1e-4
     config.optimizer.schedule = "constant"
     config.optimizer.weight_decay = 0.0 if small else 0.01
