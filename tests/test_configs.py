@@ -109,7 +109,7 @@ def other(name, default):
         return str(not default)
     if isinstance(default, int):
         return str(default + 1)
-    return str(default / 2) if isinstance(default, float) else OTHER[name]
+    return str(default / 2 or 0.5) if isinstance(default, float) else OTHER[name]
 
 
 def named(path):
