@@ -31,7 +31,7 @@ _COMMANDS = {
     "evaluate": "evaluate a checkpoint of the run in --workdir",
     "sample": "continue --prompt or each line of --prompt_file with a checkpoint",
     "report": "RUN [RUN ...]: one HTML page over run folders",
-    "data": "build: write a task's problems as array_record files under --out",
+    "data": "build: write a task's problems under --out; shortcuts: ProsQA answered without search",
     "probe": "look into the thoughts of the run in --workdir: numbers, pictures, a page",
     "export": "write a checkpoint as a Hugging Face folder to --out",
     "sweep": "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
@@ -44,7 +44,7 @@ _TAKES = {
     "evaluate": ("config", "workdir", "print_config", "debug", "checkpoint"),
     "sample": ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
     "report": ("out",),
-    "data": ("config", "debug", "out"),
+    "data": ("config", "debug", "out", "problems"),
     "probe": (
         "config",
         "workdir",
@@ -160,7 +160,7 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
         lower_bound=0, flag_values=known,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "problems", None, "probe: how many problems; evaluate.problems by default.",
+        "problems", None, "probe, data shortcuts: how many; evaluate.problems by default.",
         lower_bound=1, flag_values=known,
     )  # fmt: skip
     flags.DEFINE_integer("index", None, "sweep: the run to train, from 0.", flag_values=known)
@@ -404,12 +404,21 @@ def _report(known: flags.FlagValues, runs: list[str]) -> int:
 
 
 def _data(known: flags.FlagValues, words: list[str]) -> int:
-    if words != ["build"]:
-        raise UsageError("data knows one action: reasoning-jax data build --config=FILE --out=DIR")
-    if not known.out:
-        raise UsageError("data build needs --out=DIR")
+    if words not in (["build"], ["shortcuts"]):
+        raise UsageError(
+            "data knows two actions: reasoning-jax data build --config=FILE --out=DIR, and "
+            "data shortcuts --config=FILE"
+        )
+    heeded, other = ("out", "problems") if words == ["build"] else ("problems", "out")
+    if known[other].present:
+        raise UsageError(f"data {words[0]} does not take --{other}; it takes --{heeded}")
     from reasoning_jax.commands import data
 
+    if words == ["shortcuts"]:
+        config = _config(known, "data")
+        return data.shortcuts(config, known.problems or config.evaluate.problems)
+    if not known.out:
+        raise UsageError("data build needs --out=DIR")
     return data.build(_config(known, "data"), Path(known.out))
 
 

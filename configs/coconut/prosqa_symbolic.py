@@ -6,8 +6,9 @@ Command  reasoning-jax reproduce coconut/prosqa-symbolic --scale=cpu --workdir=r
          reasoning-jax train --config=configs/coconut/prosqa_symbolic.py:mode=coconut --workdir=runs/coconut
 Time     about 1 hour on 2 CPU cores (cpu: 24 runs of 2 to 3 minutes)
 Scales   cpu: two mirrored halves, 3 hops, one column an edge; the setting is ours, not the paper's.
-         Harder at that scale: edges=symbolic (three tokens an edge), graph=fitted (random graphs like
-         the published ones), both; layers=6, hops=4, longer=2, mastery=0.9.
+         Harder at that scale: edges=symbolic (three tokens an edge); graph=fitted (random graphs like
+         the published ones, nine tenths of which are answered by depth alone) or graph=even (those
+         whose answers are equally deep); layers=6, hops=4, longer=2, mastery=0.9.
          gpu: graphs fitted to the published ones, three tokens an edge, 3 and 4 hops, 2 layers x 256.
          paper: that with 2 layers x 768 and the paper's schedule. smoke: a minute, to see that
          everything runs.
@@ -35,11 +36,11 @@ SCALES = {
 }
 # Steps of stages, where these are not counted in epochs: the first, each one between, and the last.
 STAGE_STEPS = {"smoke": (4, 2, 2), "cpu": (1000, 400, 800), "gpu": (12_000, 7_000, 7_000)}
-# At scale cpu, by what is harder than mirrored halves with a column an edge.
+# At scale cpu, by whether graphs are mirrored and by the form of edges.
 HARDER_STEPS = {
-    ("fitted", "fused"): (1500, 800, 1000),
-    ("mirrored", "symbolic"): (3000, 1000, 1000),
-    ("fitted", "symbolic"): (3000, 1000, 1000),
+    (False, "fused"): (1500, 800, 1000),
+    (True, "symbolic"): (3000, 1000, 1000),
+    (False, "symbolic"): (3000, 1000, 1000),
 }
 
 
@@ -63,17 +64,23 @@ def get_config(arg: str = ""):
     config = rc.default_config()
     config.seed = arg.seed
     form, graph = (arg.edges, arg.graph) if small else ("symbolic", "fitted")
-    config.task = {"name": "prosqa", **task_dials("prosqa"), "form": form, "family": graph}
+    config.task = {"name": "prosqa", **task_dials("prosqa"), "form": form}
+    if graph == "mirrored":
+        config.task["family"] = graph
+    elif graph in ("fitted", "even"):
+        config.task["even_depth"] = graph == "even"
+    else:
+        raise rc.ConfigError(f"graph must be mirrored, fitted or even, got {graph!r}")
     hops = arg.hops if small else 4
     if arg.scale in STAGE_STEPS:
         lengths = STAGE_STEPS[arg.scale]
         if arg.scale == "cpu":
-            lengths = HARDER_STEPS.get((graph, form), lengths)
+            lengths = HARDER_STEPS.get((graph == "mirrored", form), lengths)
         first, middle, last = (round(n * arg.longer) for n in lengths)
         lengths = (first, *[middle] * (hops - 1), last)
         steps = sum(lengths)
     config.task.update(min_hops=min(3, hops), max_hops=hops)
-    if graph == "fitted":
+    if graph != "mirrored":
         config.task.update(relabel=True, **({"n_nodes": 14} if small else {}))
         if form == "fused":
             # One compiled program; room for 50 edges, where 18 are usual and 40 were not seen.

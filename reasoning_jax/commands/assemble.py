@@ -110,7 +110,7 @@ def assemble(
       ConfigError, TaskError, DataError, VocabError, WeightsError
     """
     config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
-    task = _task(config) if with_data else None
+    task = task_of(config) if with_data else None
     model, notes = config.model, ()
     if config.weights.path:
         from reasoning_jax import weights
@@ -224,7 +224,7 @@ def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
     return vocab.text_ids()
 
 
-def _task(config: Config) -> Task | None:
+def task_of(config: Config) -> Task | None:
     if config.data.source in ("jsonl", "text"):
         return None
     if config.data.source == "tfds":

@@ -1,4 +1,6 @@
-"""`data build`: write the problems of the config's task as a TFDS array_record data set."""
+"""`data build`: write the problems of the config's task as a TFDS array_record data set.
+`data shortcuts`: how far its questions are answered without any search.
+"""
 
 from __future__ import annotations
 
@@ -29,4 +31,25 @@ def build(config: Config, out: Path) -> int:
     total = sum(sizes.values())
     print(f"{total:,} problems of {config.task.name} in {folder}")
     print(f"train on them: --config.data.source=tfds --config.data.path={folder}")
+    return 0
+
+
+def shortcuts(config: Config, problems: int) -> int:
+    """Print the accuracy of shortcuts, fitted on `problems` training examples of the config's data
+    and judged on as many held-out ones.
+    """
+    from reasoning_jax.analysis.shortcuts import FEATURES
+    from reasoning_jax.analysis.shortcuts import shortcuts as measure
+    from reasoning_jax.commands import assemble
+
+    task = assemble.task_of(config)
+    fitted, tested = (
+        assemble.first_examples(assemble.open_source(config.data, task, split), problems)
+        for split in ("train", config.evaluate.split)
+    )
+    found = measure(fitted, tested)
+    print(f"fitted on {found.fitted:,} questions, judged on {found.tested:,}; chance is 50 %")
+    print(f"linear, all features  {found.linear:.1%}")
+    for name in sorted(FEATURES, key=lambda name: -found.alone[name]):
+        print(f"  {name:19} {found.alone[name]:.1%}")
     return 0

@@ -119,6 +119,7 @@ def _search(
     state["top"] = jnp.where(at_top, hidden, 0).sum(1)
     state["context"] = jnp.pad(_unit(hidden), ((0, 0), (0, slots - P), (0, 0)))
 
+    params = transformer.unstacked(params)
     # A candidate sees the context and itself.
     own = attention.Dense(jnp.broadcast_to(jnp.eye(k, dtype=bool), (B, k, k)))
 
@@ -159,7 +160,7 @@ def _search(
         return {
             # It never deletes: the probability of <backspace> is not looked at.
             **recorded(s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])),
-            "cache": kv.write(context, keys, values),
+            "cache": kv.extend(context, keys, values),
             "tokens": jnp.where(written, action[:, None], s["tokens"]),
             "top": jnp.where(is_best[..., None], out.hidden, 0).sum(1),
             "context": jnp.where(written[..., None], unit[:, None], s["context"]),

@@ -184,6 +184,7 @@ def _sample(
     state, last_thought = read_prompts(
         params, config, prompts, prompt_length, A, room, lora, thinking, slots, row_keys
     )
+    params = transformer.unstacked(params)
     last = state["depth"]
     zeros = jnp.zeros_like(prompt_length)
     budget = zeros + A if limit is None else jnp.minimum(limit, A)

@@ -8,7 +8,8 @@ are, never copied or written. Positions play no part here: RoPE has been applied
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -39,22 +40,23 @@ class Dense:
 
 @struct.dataclass
 class KeyValues:
-    """Keys and values of columns that went before, for all layers; every query sees those that are
-    `visible`. Inside a layer the layer axis is gone.
+    """Keys and values of some columns, and which of them a query sees: [B, S], or [B, T, S] if not
+    all T queries see the same. With a leading layer axis (which has no part in `visible`) outside
+    the layers.
     """
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
-    visible: Bool[Array, "B S"]
+    keys: Float[Array, "*L B K S H"]
+    values: Float[Array, "*L B K S H"]
+    visible: Bool[Array, "B S"] | Bool[Array, "B T S"]
 
     @staticmethod
     def of(
-        keys: Float[Array, "L B S K H"], values: Float[Array, "L B S K H"], visible: Any
+        keys: Float[Array, "*L B S K H"], values: Float[Array, "*L B S K H"], visible: Any
     ) -> KeyValues:
-        """Of columns as `transformer.apply` returns them. The heads go in front, so that a loop
-        that attends to them many times need not bring them there each time.
+        """Of columns as the projections make them. The heads go in front, so that a loop that
+        attends to them many times need not bring them there each time.
         """
-        return KeyValues(keys.swapaxes(2, 3), values.swapaxes(2, 3), visible)
+        return KeyValues(keys.swapaxes(-3, -2), values.swapaxes(-3, -2), visible)
 
 
 def visibility(description: Causal | Dense, columns: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -68,49 +70,44 @@ def visibility(description: Causal | Dense, columns: Int[Array, "B T"]) -> Bool[
 
 
 def attend(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
-    return_weights: bool = False,
-    before: tuple[KeyValues, ...] = (),
+    query: Float[Array, "B T N H"], parts: Sequence[KeyValues], return_weights: bool = False
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T S"] | None]:
     """Scaled dot-product attention with grouped queries; the softmax is in float32.
 
-    `return_weights` also gives the attention probabilities (float32), computed explicitly; over the
-    columns of `before` first, where there are any. Scores are put side by side, keys are not: what
-    stands before is read where it is. On CPUs all is computed that way: the gradient of JAX's own
-    attention takes longer there.
+    The parts' scores are put side by side, their keys are not: these are read where they are.
+    `return_weights` also gives the attention probabilities (float32), over the parts in order. On
+    CPUs all is computed explicitly: the gradient of JAX's own attention takes longer there.
     """
-    explicit = return_weights or before or jax.default_backend() == "cpu"
+    explicit = return_weights or len(parts) > 1 or jax.default_backend() == "cpu"
+    masks = [p.visible if p.visible.ndim == 3 else p.visible[:, None] for p in parts]
+    B, T, N, H = query.shape
     if not explicit:
+        (part,), (mask,) = parts, masks
+        key, value = part.keys.swapaxes(1, 2), part.values.swapaxes(1, 2)
         # The mask needs its head axis: a three-dimensional mask would be read as [N, T, S].
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None]), None
     # Keys are not repeated for the queries that share them: those stand in one row of queries.
-    B, T, N, H = query.shape
-    K = key.shape[2]
+    K = parts[0].keys.shape[1]
     split = (sharding.axis_of(query, 0), sharding.axis_of(query, 2))
 
     def shaped(x: jax.Array, *shape: int) -> jax.Array:
         return sharding.reshape(x, shape, sharding.P(*split, *[None] * (len(shape) - 2)))
 
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    query = shaped(query, B, K, N // K * T, H)
-    parts = [(p.keys, p.values, p.visible[:, None, None]) for p in before]
-    parts.append((key, value, jnp.tile(mask[:, None], (1, 1, N // K, 1))))
+    query = shaped(query.swapaxes(1, 2), B, K, N // K * T, H)
     scores = [
         jnp.where(
-            visible,
-            jnp.einsum("bkth,bksh->bkts", query, k, preferred_element_type=jnp.float32) * H**-0.5,
+            jnp.tile(mask[:, None], (1, 1, N // K, 1)) if mask.shape[1] > 1 else mask[:, None],
+            jnp.einsum("bkth,bksh->bkts", query, part.keys, preferred_element_type=jnp.float32)
+            * H**-0.5,
             MASKED,
         )
-        for k, _, visible in parts
+        for part, mask in zip(parts, masks)
     ]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     mixed, begin = 0.0, 0
-    for k, v, _ in parts:
-        some = weights[..., begin : begin + k.shape[2]].astype(v.dtype)
-        mixed = mixed + jnp.einsum("bkts,bksh->bkth", some, v)
-        begin += k.shape[2]
+    for part in parts:
+        some = weights[..., begin : begin + part.keys.shape[2]].astype(part.values.dtype)
+        mixed = mixed + jnp.einsum("bkts,bksh->bkth", some, part.values)
+        begin += part.keys.shape[2]
     out = shaped(jnp.asarray(mixed), B, N, T, H).swapaxes(1, 2)
-    return out, shaped(weights, B, N, T, -1) if return_weights else None
+    return out, shaped(weights, B, N, T, weights.shape[-1]) if return_weights else None

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class Cache:
-    """Keys and values [L, B, K, S, H] in the compute dtype; `length` [B] counts live slots.
+    """Keys and values of each layer in the compute dtype; `length` [B] counts live slots.
 
-    The heads stand before the slots, as attention reads them.
+    A layer is an array of its own, since slices of one would be copied in each step; the heads
+    stand before the slots, as attention reads them.
     """
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
+    keys: tuple[Float[Array, "B K S H"], ...]
+    values: tuple[Float[Array, "B K S H"], ...]
     length: Int[Array, " B"]
 
     @property
     def slots(self) -> int:
-        return self.keys.shape[3]
+        return self.keys[0].shape[2]
 
 
 def rewind(cache: Cache, length: Int[Array, " B"]) -> Cache:
@@ -49,8 +50,9 @@ def of_columns(
     """
     B, T = keys.shape[1:3]
 
-    def place(x: jax.Array) -> jax.Array:
-        return jnp.pad(x.swapaxes(2, 3), [(0, 0)] * 3 + [(0, slots - T), (0, 0)])
+    def place(x: jax.Array) -> tuple[jax.Array, ...]:
+        x = jnp.pad(x.swapaxes(2, 3), [(0, 0)] * 3 + [(0, slots - T), (0, 0)])
+        return tuple(x[i] for i in range(x.shape[0]))
 
     length = jnp.full((B,), T, jnp.int32)
     if sharding.has_mesh():
@@ -59,18 +61,25 @@ def of_columns(
 
 
 def write(
-    cache: Cache, keys: Float[Array, "L B T K H"], values: Float[Array, "L B T K H"]
-) -> Cache:
-    """T more columns of every row, from its own length on.
+    old: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, " B"]
+) -> Float[Array, "B K S H"]:
+    """A layer's keys (or values) with T more columns of every row, from slot `start[b]` on.
 
     Rows whose slots would end beyond S are clamped by XLA: callers bound their lengths themselves.
     """
 
-    def place(old: jax.Array, new: jax.Array) -> jax.Array:
-        def row(old: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice(old, new, (0, 0, start, 0))
+    def row(old: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(old, new, (0, start, 0))
 
-        return jax.vmap(row, (1, 1, 0), 1)(old, new.swapaxes(2, 3), cache.length)
+    return jax.vmap(row)(old, new.swapaxes(1, 2), start)
 
-    length = cache.length + keys.shape[2]
-    return Cache(place(cache.keys, keys), place(cache.values, values), length)
+
+def extend(
+    cache: Cache, keys: Float[Array, "L B T K H"], values: Float[Array, "L B T K H"]
+) -> Cache:
+    """The cache with T more columns of every row in every layer."""
+
+    def place(old: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(write(o, new[i], cache.length) for i, o in enumerate(old))
+
+    return Cache(place(cache.keys, keys), place(cache.values, values), cache.length + keys.shape[2])

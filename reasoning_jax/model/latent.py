@@ -346,6 +346,7 @@ def think(
         params, config, prompts, positions=positions, return_keys=True, lora=lora
     )
     cache = kv.of_columns(out.keys, out.values, room)
+    params = transformer.unstacked(params)
     first, count, n = slots.first, slots.count, slots.n
     at = (jnp.arange(P)[None, :] == first[:, None] - 1)[..., None]
     state = jnp.where(at, out.residual, 0).sum(1)

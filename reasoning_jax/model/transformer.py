@@ -1,4 +1,5 @@
-"""The decoder: parameter specs and `apply`. Layers are stacked on a leading axis and scanned.
+"""The decoder: parameter specs and `apply`. Layers are stacked on a leading axis and scanned, but
+with a cache they are run one by one.
 
 One implementation covers GPT-2, Llama 2/3, SmolLM2, Qwen 2/2.5 and Qwen 3; `ModelConfig` says which
 parts are on. Outputs are hidden states; `readout.py` turns them into logits or log-probabilities.
@@ -7,7 +8,9 @@ Nothing here samples, and nothing here computes a loss.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -172,7 +175,8 @@ def apply(
     """Run the decoder on tokens, or on embeddings in their place (Coconut's latent feedback).
 
     With a cache, the T new tokens see its live slots, all of them, and each other as `attention`
-    says; they go to the slots from `cache.length[b]` on, and the returned cache is T longer.
+    says; they go to the slots from `cache.length[b]` on, and the returned cache is T longer. With a
+    `Dense` mask they are alternatives: the cache is only read, and their keys are returned.
 
     Args:
       positions: explicit, because packing and padding decide them: RoPE angles or rows of the
@@ -185,13 +189,15 @@ def apply(
       capture_states, capture_weights: layer indices, static.
 
     Raises:
-      ValueError: not exactly one of tokens and embeddings; a captured layer that does not exist; a
-        cache and something before.
+      ValueError: not exactly one of tokens and embeddings; a captured layer that does not exist;
+        with a cache, something before or captured.
     """
     if (tokens is None) == (embeddings is None):
         raise ValueError("apply takes either tokens or embeddings")
     if cache is not None and before:
         raise ValueError("apply takes either a cache or what stands before")
+    if cache is not None and (capture_states or capture_weights):
+        raise ValueError("nothing is captured with a cache")
     for layer in (*capture_states, *capture_weights):
         if not 0 <= layer < config.n_layers:
             raise ValueError(f"layer {layer} does not exist; the model has {config.n_layers}")
@@ -205,18 +211,22 @@ def apply(
     rotation = rope_rotation(config, positions) if config.position == "rope" else None
 
     B, T, _ = x.shape
-    if cache is not None:
-        live = jnp.arange(cache.slots)[None, :] < cache.length[:, None]
-        before = (attn.KeyValues(cache.keys, cache.values, live),)
     columns = jnp.zeros((B, 1), jnp.int32) + jnp.arange(T)[None, :]
     mask = attn.visibility(attention, columns)
-    spec = (sharding.axis_of(x, 0), None, None)
-    mask = sharding.reshard(mask, sharding.P(*spec))
+    rows = sharding.axis_of(x, 0)
+    mask = sharding.reshard(mask, sharding.P(rows, None, None))
+    lora_layers = None if lora is None else lora.params["layers"]
+    layer_of = functools.partial(
+        _layer, config, rotation, 1.0 if lora is None else lora.scale, bool(capture_weights)
+    )
+    if cache is not None:
+        own = mask if isinstance(attention, attn.Dense) else None
+        return _cached(params, config, x, lora_layers, layer_of, cache, own)
 
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
     n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(
-        _zeros((B, config.n_heads, T, n_before + T), (spec[0], "tensor", None, None))
+        _zeros((B, config.n_heads, T, n_before + T), (rows, "tensor", None, None))
         for _ in capture_weights
     )
 
@@ -230,13 +240,11 @@ def apply(
         index, layer, layer_lora, earlier = xs
 
         def block(x):
-            return _layer(
-                layer, layer_lora, lora_scale, config, x, rotation, mask,
-                before=tuple(
-                    attn.KeyValues(k, v, part.visible) for (k, v), part in zip(earlier, before)
-                ),
-                return_weights=bool(capture_weights),
-            )  # fmt: skip
+            def keys_of(k, v):
+                parts = [attn.KeyValues(*e, part.visible) for e, part in zip(earlier, before)]
+                return (*parts, attn.KeyValues.of(k, v, mask))
+
+            return layer_of(layer, layer_lora, x, keys_of)
 
         if policy is not None:
             block = jax.checkpoint(block, policy=policy)
@@ -248,23 +256,70 @@ def apply(
             w if probs is None else jnp.where(index == layer_no, probs, w)
             for w, layer_no in zip(weights, capture_weights)
         )
-        return (x, states, weights), new if return_keys or cache is not None else None
+        return (x, states, weights), new if return_keys else None
 
-    layer_lora = None if lora is None else lora.params["layers"]
-    lora_scale = 1.0 if lora is None else lora.scale
     earlier = tuple((part.keys, part.values) for part in before)
     (x, states, weights), new = lax.scan(
         layer_step,
         (x, captured_states, captured_weights),
-        (jnp.arange(config.n_layers), params["layers"], layer_lora, earlier),
+        (jnp.arange(config.n_layers), params["layers"], lora_layers, earlier),
     )
-    new_keys, new_values = (None, None) if new is None else new
-    if cache is not None:
-        cache = kv.write(cache, new_keys, new_values)
-    if not return_keys:
-        new_keys = new_values = None
+    keys, values = (None, None) if new is None else new
     hidden = final_norm(params, config, x)
-    return Output(hidden, x, cache, new_keys, new_values, states, weights)
+    return Output(hidden, x, None, keys, values, states, weights)
+
+
+def unstacked(tree: Any) -> Any:
+    """Parameters (or adapters) with a tuple of layers in place of the axis.
+
+    Decoding reads them so. Made once before its loop: in the loop every slice would be a copy.
+    """
+    layers = tree["layers"]
+    if isinstance(layers, tuple):
+        return tree
+    n = len(jax.tree.leaves(layers)[0])
+    return tree | {"layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(n))}
+
+
+def _cached(
+    params: Params,
+    config: ModelConfig,
+    x: jax.Array,
+    lora_layers: Any,
+    layer_of: Callable[..., tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]],
+    cache: Cache,
+    own: jax.Array | None,
+) -> Output:
+    """The layers one by one, not as a scan: neither the cache nor a layer's weights are copied.
+
+    For the same reason a layer's keys are written before they are read: XLA writes in place what
+    nothing reads afterwards. With `own` (what the new columns see of each other) they are not.
+    """
+    layers = unstacked(params)["layers"]
+    adapters = (None,) * len(layers)
+    if lora_layers is not None:
+        adapters = unstacked({"layers": lora_layers})["layers"]
+    slot = jnp.arange(cache.slots)
+    live = slot < cache.length[:, None]
+    column = cache.length[:, None] + jnp.arange(x.shape[1])[None, :]
+    seen = slot <= column[..., None]
+    new, written = [], []
+    for layer, adapter, *old in zip(layers, adapters, cache.keys, cache.values, strict=True):
+
+        def keys_of(k: jax.Array, v: jax.Array, old: Any = old) -> tuple[attn.KeyValues, ...]:
+            if own is not None:
+                return attn.KeyValues(*old, live), attn.KeyValues.of(k, v, own)
+            written.append(tuple(kv.write(o, n, cache.length) for o, n in zip(old, (k, v))))
+            return (attn.KeyValues(*written[-1], seen),)
+
+        x, _, made = layer_of(layer, adapter, x, keys_of)
+        new.append(made)
+    hidden = final_norm(params, config, x)
+    if own is None:
+        keys, values = zip(*written)
+        return Output(hidden, x, Cache(keys, values, cache.length + x.shape[1]))
+    keys, values = zip(*new)
+    return Output(hidden, x, None, jnp.stack(keys), jnp.stack(values))
 
 
 def final_norm(params: Params, config: ModelConfig, residual: jax.Array) -> jax.Array:
@@ -273,17 +328,19 @@ def final_norm(params: Params, config: ModelConfig, residual: jax.Array) -> jax.
 
 
 def _layer(
+    config: ModelConfig,
+    rotation: tuple[jax.Array, jax.Array] | None,
+    scale: float,
+    return_weights: bool,
     p: Params,
     lora: Params | None,
-    scale: float,
-    config: ModelConfig,
     x: jax.Array,
-    rotation: tuple[jax.Array, jax.Array] | None,
-    mask: jax.Array,
-    before: tuple[attn.KeyValues, ...],
-    return_weights: bool,
+    keys_of: Callable[[jax.Array, jax.Array], Sequence[attn.KeyValues]],
 ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, jax.Array]]:
-    """One pre-norm block: its output, attention weights if asked for, and its keys and values."""
+    """One pre-norm block: its output, attention weights if asked for, and its keys and values.
+
+    `keys_of` says what its columns attend to, of their own keys and values [B, T, K, H].
+    """
     p_attn, p_mlp = p["attention"], p["mlp"]
     lora_attn = (lora or {}).get("attention", {})
     lora_mlp = (lora or {}).get("mlp", {})
@@ -297,7 +354,7 @@ def _layer(
         k = _rms(k, p_attn["key_norm"], config.norm_eps)
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-    mixed, weights = attn.attend(q, k, v, mask, return_weights, before)
+    mixed, weights = attn.attend(q, keys_of(k, v), return_weights)
     x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
 
     h = _norm(p["mlp_norm"], config, x)

@@ -26,7 +26,8 @@ place in a half tell the target from the wrong answer. Each half is a root from 
 equal length go out; the two choices end the same chain of either half.
 
 A shortcut of the fitted family worth knowing: the target is deeper than the wrong answer (3.8
-against 2.1 edges from their roots on the published rows), so that depth alone tells something.
+against 2.1 edges from their roots on the published rows), so that depth alone answers nine
+questions in ten. `even_depth` (ours) keeps the questions whose two answers are equally deep.
 
 `reshuffled` gives the same question in another order: free augmentation, of published rows too.
 """
@@ -81,7 +82,9 @@ _FAMILIES = (1, 2)
 # Two halves, each a root and two chains: this many nodes but the roots for each hop.
 _MIRRORED_WIDTH = 4
 # Dials of the fitted generator, which a mirrored graph does not have.
-_FITTED_DIALS = ("n_nodes", "parent_rate", "first_family", "second_family", "depth_weight")
+_FITTED_DIALS = (
+    "n_nodes", "parent_rate", "first_family", "second_family", "depth_weight", "even_depth",
+)  # fmt: skip
 
 
 class Graph(NamedTuple):
@@ -113,6 +116,8 @@ class ProsQA:
     parent_rate: mean of the Poisson number of parents.
     first_family, second_family: the chances of the two draws for where parents come from.
     depth_weight: how much deeper nodes are preferred as parents.
+    even_depth: only questions whose wrong answer is as far from its own root, and from the nearest
+      node without parents, as the target is.
     labels: number nodes at random with some of 0 to labels - 1, so that a model can be asked about
       larger graphs than it was trained on; 0 takes as many as there are nodes. Not for text.
     relabel: number the nodes at random in the symbolic and fused forms; otherwise a fitted node's
@@ -128,6 +133,7 @@ class ProsQA:
     first_family: float = 0.35
     second_family: float = 0.70
     depth_weight: float = 1.5
+    even_depth: bool = False
     relabel: bool = False
     labels: int = 0
 
@@ -142,6 +148,7 @@ class ProsQA:
         require_number(self.name, "first_family", self.first_family, 0.0, 1.0)
         require_number(self.name, "second_family", self.second_family, 0.0, 1.0)
         require_number(self.name, "depth_weight", self.depth_weight, 0.0, 100.0)
+        require_bool(self.name, "even_depth", self.even_depth)
         require_bool(self.name, "relabel", self.relabel)
         require_int(self.name, "labels", self.labels, 0, MAX_SYMBOLIC_NODES)
         most = self.n_nodes if self.family == "fitted" else 2 + _MIRRORED_WIDTH * self.max_hops
@@ -337,7 +344,16 @@ class ProsQA:
             return None
         from_root = distances[root]
         target = _pick([leaf for leaf in leaves[root] if from_root[leaf] == farthest[root]], rng)
-        neg_target = _pick(leaves[1 - root], rng)
+        others = leaves[1 - root]
+        if self.even_depth:
+            depths: list[int] = []
+            for v in range(n):
+                depths.append(1 + min(depths[p] for p in parents[v]) if parents[v] else 0)
+            level = (from_root[target], depths[target])
+            others = [v for v in others if (distances[1 - root][v], depths[v]) == level]
+            if not others:
+                return None
+        neg_target = _pick(others, rng)
         path = [target]
         while path[-1] != root:
             nearer = from_root[path[-1]] - 1
