@@ -238,6 +238,13 @@ REFUSED = {
     "report of nothing": ("report {new}", 2, ["{new}"]),
     "data of what": ("data", 2, ["data build"]),
     "data destroy": ("data destroy --config={q} --out={new}", 2, ["data build"]),
+    "data shortcuts of sums": ("data shortcuts --config={q}", 2, ["record 0"]),
+    "data shortcuts to a folder": (
+        "data shortcuts --config={q} --out={new}", 2, ["does not take --out", "--problems"],
+    ),
+    "data build of some": (
+        "data build --config={q} --out={new} --problems=3", 2, ["does not take --problems"],
+    ),
     "data to nowhere": ("data build --config={q}", 2, ["--out=DIR"]),
     "data without config": ("data build --out={new}", 2, ["--config=FILE"]),
     "data over a file": ("data build --config={q} --out={q}", 2, ["--out=", "tiny.py"]),

@@ -488,6 +488,32 @@ def test_harder_graphs_are_within_reach(dials, hops, edges):
     assert all(check_chain(problem, problem.steps).correct for problem in problems)
 
 
+def test_even_depth_makes_both_answers_equally_deep():
+    # Catches: a depth from the other root, one that passes over names that are in no family.
+    task = make_task("prosqa", n_nodes=16, even_depth=True)
+    for seed in range(40):
+        data = task.problem(seed).data
+        parents = collections.defaultdict(list)
+        for start, end in data["edges"]:
+            parents[end].append(start)
+
+        def up(node, parents=parents):
+            """How far away each node above is, and whether it is one without parents."""
+            found, queue = {node: 0}, [node]
+            for v in queue:
+                for p in parents[v]:
+                    if p not in found:
+                        found[p] = found[v] + 1
+                        queue.append(p)
+            return found
+
+        above = up(data["target"]), up(data["neg_target"])
+        roots = data["root"], 1 - data["root"]
+        assert above[0][roots[0]] == above[1][roots[1]]
+        depth, other = (min(d for v, d in found.items() if not parents[v]) for found in above)
+        assert depth == other
+
+
 def test_renamed_problems_share_a_split():
     # Small graphs, so that many problems have the same graph and question.
     task = make_task("prosqa", n_nodes=6, min_hops=1)
