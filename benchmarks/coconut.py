@@ -52,8 +52,8 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
 THOUGHTS = (0, 1, 2, 4, 6, 8, 12)
 TEMPORARIES = (0, 6)
 GPT2_VOCAB = 50_260  # with the three markers
-DECODE_BATCHES = (1, 32)
-PROMPT, NEW_TOKENS = 98, 16
+PROMPT = 98
+DECODING = ((1, 16), (32, 16), (32, 64))  # rows of ours, and new tokens of a row
 SIDES = ("ours", "reference")
 
 
@@ -229,12 +229,11 @@ def rows() -> list[Row]:
     table = [step(Shape(n), f"step, {n} thoughts") for n in THOUGHTS]
     table.append(step(Shape(6, vocab=GPT2_VOCAB), f"step, 6 thoughts, vocabulary {GPT2_VOCAB}"))
     prompt = Shape(6, batch=1, length=PROMPT, prefix=PROMPT - 6 - 2)
-    request = dataclasses.asdict(prompt)
-    request |= {"work": "generate", "prompt": PROMPT, "new_tokens": NEW_TOKENS}
-    for batch in DECODE_BATCHES:
-        shape = dataclasses.replace(prompt, batch=batch)
-        name = f"decoding, ours {batch} rows, reference 1"
-        ours = lambda shape=shape: our_decode(shape, shape.batch, NEW_TOKENS)  # noqa: E731
+    for batch, new in DECODING:
+        request = dataclasses.asdict(prompt)
+        request |= {"work": "generate", "prompt": PROMPT, "new_tokens": new}
+        name = f"decoding {new} tokens, ours {batch} rows, reference 1"
+        ours = lambda batch=batch, new=new: our_decode(prompt, batch, new)  # noqa: E731
         table.append(Row(name, ours, request, "tokens/s"))
     return table
 

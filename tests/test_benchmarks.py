@@ -94,7 +94,8 @@ def test_coconut_and_its_reference_take_turns_on_one_core(tmp_path):
     lines = run.stdout.splitlines()[2:]
     assert lines[4] == "| step, 6 thoughts | 6 ms | 30 ms | 5.00x |"
     assert (
-        lines[9] == "| decoding, ours 32 rows, reference 1 | 667 tokens/s | 133 tokens/s | 5.00x |"
+        lines[9]
+        == "| decoding 16 tokens, ours 32 rows, reference 1 | 667 tokens/s | 133 tokens/s | 5.00x |"
     )
     assert lines[-1] == "| temporaries of a step, 6 thoughts | 2 MB | | |"
     whole = json.loads(out.read_text())
