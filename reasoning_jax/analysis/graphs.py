@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasoning_jax.tasks.base import Problem
-from reasoning_jax.tasks.prosqa import distances_from
+from reasoning_jax.tasks.prosqa_graph import distances_from
 
 CORRECT_PATH, LONGER_PATH = "correct path", "longer path"
 CORRECT_LABEL, INCORRECT_LABEL = "correct label", "incorrect label"

@@ -36,7 +36,8 @@ from reasoning_jax.evaluate.accuracy import Prompt, complete, next_token_log_pro
 from reasoning_jax.model import latent, readout, transformer
 from reasoning_jax.model.attention import Causal
 from reasoning_jax.model.latent import Thoughts
-from reasoning_jax.tasks.prosqa import Question, parse_question, read_question
+from reasoning_jax.tasks.prosqa import read_question
+from reasoning_jax.tasks.prosqa_text import Question, parse_question
 from reasoning_jax.vocab import Vocab
 
 if TYPE_CHECKING:

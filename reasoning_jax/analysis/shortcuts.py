@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from reasoning_jax.data.examples import DataError, Example
-from reasoning_jax.tasks.prosqa import Question, distances_from, parse_question
+from reasoning_jax.tasks.prosqa_graph import distances_from
+from reasoning_jax.tasks.prosqa_text import Question, parse_question
 
 FEATURES = (
     "in-degree", "out-degree", "ancestors", "sources above it", "depth", "greatest depth",

@@ -79,7 +79,7 @@ class Assembly:
         curriculum = Curriculum(config.latent, examples, config.train.batch_rows)
         shuffle = None
         if config.data.reshuffle_edges:
-            from reasoning_jax.tasks.prosqa import reshuffled
+            from reasoning_jax.tasks.prosqa_text import reshuffled
 
             shuffle = reshuffled
         return StagedEncoder(self.encoder, curriculum, shuffle)

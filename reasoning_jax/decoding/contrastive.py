@@ -36,7 +36,6 @@ from reasoning_jax.decoding.sampler import (
     action_log_probs,
     allowed_actions,
     begin,
-    prefill,
     recorded,
     run,
 )
@@ -111,13 +110,13 @@ def _search(
     new_tokens = sampling.max_new_tokens or A
     slots = P + new_tokens + 1
     batch_axis = sharding.axis_of(prompts, 0)
-    cache, hidden = prefill(params, config, prompts, slots, lora)
+    cache, read = transformer.prefill(params, config, prompts, slots, lora)
     state = begin(prompts, prompt_length, A, cache)
     last = state["depth"]
     slot = jnp.arange(slots)[None, :]
     at_top = (jnp.arange(P)[None, :] == last[:, None])[..., None]
-    state["top"] = jnp.where(at_top, hidden, 0).sum(1)
-    state["context"] = jnp.pad(_unit(hidden), ((0, 0), (0, slots - P), (0, 0)))
+    state["top"] = jnp.where(at_top, read.hidden, 0).sum(1)
+    state["context"] = jnp.pad(_unit(read.hidden), ((0, 0), (0, slots - P), (0, 0)))
 
     params = transformer.unstacked(params)
     # A candidate sees the context and itself.
@@ -142,6 +141,8 @@ def _search(
             params, config, candidates, positions=position + jnp.zeros_like(candidates),
             attention=own, cache=context, return_keys=True, lora=lora,
         )  # fmt: skip
+        assert out.keys is not None
+        assert out.values is not None
         units = _unit(out.hidden)
         scores = contrastive_scores(
             candidate_log_probs, units, s["context"], in_context, sampling.contrastive_penalty

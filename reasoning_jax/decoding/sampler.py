@@ -245,7 +245,7 @@ def read_prompts(
     what was fed in each row's last thought.
     """
     if slots is None or thinking is None or not slots.n:
-        cache, _ = prefill(params, config, prompts, room, lora)
+        cache, _ = transformer.prefill(params, config, prompts, room, lora)
         return begin(prompts, prompt_length, actions, cache), None
     cache, last_thought, _, _ = latent.think(
         params, config, thinking.thoughts, prompts, slots, room, lora,
@@ -302,17 +302,6 @@ def next_log_probs(
     )
     out = top_state(params, config, state, last_thought, lora, thinking)
     return jax.nn.log_softmax(readout.logits(params, config, out.hidden[:, 0]))
-
-
-def prefill(
-    params: Any, config: ModelConfig, prompts: Int[Array, "B P"], slots: int, lora: Any
-) -> tuple[kv.Cache, Float[Array, "B P D"]]:
-    """A cache of `slots` slots that begins with right-padded prompts, and their hidden states."""
-    positions = jnp.zeros_like(prompts) + jnp.arange(prompts.shape[1])[None, :]
-    out = transformer.apply(
-        params, config, prompts, positions=positions, return_keys=True, lora=lora
-    )
-    return kv.of_columns(out.keys, out.values, slots), out.hidden
 
 
 def begin(

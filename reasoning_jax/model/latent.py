@@ -341,11 +341,7 @@ def think(
     it.
     """
     P = prompts.shape[1]
-    positions = jnp.zeros_like(prompts) + jnp.arange(P)[None, :]
-    out = transformer.apply(
-        params, config, prompts, positions=positions, return_keys=True, lora=lora
-    )
-    cache = kv.of_columns(out.keys, out.values, room)
+    cache, out = transformer.prefill(params, config, prompts, room, lora)
     params = transformer.unstacked(params)
     first, count, n = slots.first, slots.count, slots.n
     at = (jnp.arange(P)[None, :] == first[:, None] - 1)[..., None]

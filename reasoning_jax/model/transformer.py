@@ -241,7 +241,10 @@ def apply(
 
         def block(x):
             def keys_of(k, v):
-                parts = [attn.KeyValues(*e, part.visible) for e, part in zip(earlier, before)]
+                parts = [
+                    attn.KeyValues(old_keys, old_values, part.visible)
+                    for (old_keys, old_values), part in zip(earlier, before)
+                ]
                 return (*parts, attn.KeyValues.of(k, v, mask))
 
             return layer_of(layer, layer_lora, x, keys_of)
@@ -267,6 +270,23 @@ def apply(
     keys, values = (None, None) if new is None else new
     hidden = final_norm(params, config, x)
     return Output(hidden, x, None, keys, values, states, weights)
+
+
+def prefill(
+    params: Params,
+    config: ModelConfig,
+    prompts: Int[Array, "B P"],
+    slots: int,
+    lora: Lora | None = None,
+) -> tuple[Cache, Output]:
+    """Right-padded prompts in one pass: a cache of `slots` slots that begins with them, and what
+    `apply` returns.
+    """
+    positions = jnp.zeros_like(prompts) + jnp.arange(prompts.shape[1])[None, :]
+    out = apply(params, config, prompts, positions=positions, return_keys=True, lora=lora)
+    assert out.keys is not None
+    assert out.values is not None
+    return kv.of_columns(out.keys, out.values, slots), out
 
 
 def unstacked(tree: Any) -> Any:
@@ -304,13 +324,18 @@ def _cached(
     column = cache.length[:, None] + jnp.arange(x.shape[1])[None, :]
     seen = slot <= column[..., None]
     new, written = [], []
-    for layer, adapter, *old in zip(layers, adapters, cache.keys, cache.values, strict=True):
+    for layer, adapter, keys, values in zip(
+        layers, adapters, cache.keys, cache.values, strict=True
+    ):
 
-        def keys_of(k: jax.Array, v: jax.Array, old: Any = old) -> tuple[attn.KeyValues, ...]:
+        def keys_of(
+            k: jax.Array, v: jax.Array, keys: jax.Array = keys, values: jax.Array = values
+        ) -> tuple[attn.KeyValues, ...]:
             if own is not None:
-                return attn.KeyValues(*old, live), attn.KeyValues.of(k, v, own)
-            written.append(tuple(kv.write(o, n, cache.length) for o, n in zip(old, (k, v))))
-            return (attn.KeyValues(*written[-1], seen),)
+                return attn.KeyValues(keys, values, live), attn.KeyValues.of(k, v, own)
+            keys, values = (kv.write(*x, cache.length) for x in ((keys, k), (values, v)))
+            written.append((keys, values))
+            return (attn.KeyValues(keys, values, seen),)
 
         x, _, made = layer_of(layer, adapter, x, keys_of)
         new.append(made)

@@ -44,7 +44,7 @@ from reasoning_jax.tasks.checks import (
     too_long,
     wrong,
 )
-from reasoning_jax.tasks.prosqa import CONCEPTS, NAMES
+from reasoning_jax.tasks.prosqa_text import CONCEPTS, NAMES
 
 # As many as there are concepts, so that no two properties need share a word.
 # fmt: off

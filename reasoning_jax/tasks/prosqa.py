@@ -36,12 +36,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import operator
-import re
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -58,47 +54,33 @@ from reasoning_jax.tasks.checks import (
     too_long,
     wrong,
 )
+from reasoning_jax.tasks.prosqa_graph import (
+    MIRRORED_WIDTH,
+    Fitted,
+    Graph,
+    distances_from,
+    mirrored,
+    search,
+)
+from reasoning_jax.tasks.prosqa_text import (
+    CONCEPTS,
+    FORMS,
+    LAYOUTS,
+    MAX_SYMBOLIC_NODES,
+    NAMES,
+    in_order,
+    parse_question,
+    write_edge,
+    write_step,
+)
 
-# fmt: off
-NAMES = (
-    "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly",
-    "Rex", "Sally", "Sam", "Stella", "Tom", "Wren",
-)
-CONCEPTS = (
-    "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus",
-    "grimpus", "gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus",
-    "numpus", "quimpus", "rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus",
-    "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus",
-    "zhorpus", "zumpus",
-)
-# fmt: on
-FORMS = ("text", "symbolic", "fused")
 FAMILIES = ("fitted", "mirrored")
 STRATEGIES = ("direct", "bfs", "dfs")
-MAX_SYMBOLIC_NODES = 200
 _MAX_RESPONSE = 200
-# The families of nodes 0 and 1 as bits; a node may be in none or in both.
-_FAMILIES = (1, 2)
-# Two halves, each a root and two chains: this many nodes but the roots for each hop.
-_MIRRORED_WIDTH = 4
 # Dials of the fitted generator, which a mirrored graph does not have.
 _FITTED_DIALS = (
     "n_nodes", "parent_rate", "first_family", "second_family", "depth_weight", "even_depth",
 )  # fmt: skip
-
-
-class Graph(NamedTuple):
-    """A question on a graph: nodes 0 .. n-1, edges (from, to) with from < to, sorted by `to`.
-
-    `root` is 0 or 1; `target` is reachable from it, `neg_target` is not; `path` is a shortest one.
-    """
-
-    n: int
-    edges: tuple[tuple[int, int], ...]
-    root: int
-    target: int
-    neg_target: int
-    path: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ class ProsQA:
         require_bool(self.name, "even_depth", self.even_depth)
         require_bool(self.name, "relabel", self.relabel)
         require_int(self.name, "labels", self.labels, 0, MAX_SYMBOLIC_NODES)
-        most = self.n_nodes if self.family == "fitted" else 2 + _MIRRORED_WIDTH * self.max_hops
+        most = self.n_nodes if self.family == "fitted" else 2 + MIRRORED_WIDTH * self.max_hops
         if self.labels and (self.form == "text" or self.labels < most):
             raise TaskError(
                 f"{self.name}: labels={self.labels}: leave it at 0 for form='text', else at least "
@@ -185,10 +167,10 @@ class ProsQA:
                     f"family='mirrored'; leave it at {defaults[dial]}"
                 )
         most = len(CONCEPTS) if self.form == "text" else MAX_SYMBOLIC_NODES - 2
-        if self.max_hops > most // _MIRRORED_WIDTH:
+        if self.max_hops > most // MIRRORED_WIDTH:
             raise TaskError(
                 f"{self.name}: max_hops={self.max_hops}: a mirrored graph of form={self.form!r} "
-                f"has at most {most // _MIRRORED_WIDTH} hops"
+                f"has at most {most // MIRRORED_WIDTH} hops"
             )
 
     @property
@@ -223,7 +205,7 @@ class ProsQA:
         data = problem.data
         if not parsed:
             return wrong("the response is empty")
-        if parsed == self._answer(data["idx_to_symbol"], data["root"], data["neg_target"]):
+        if parsed == write_step(self.form, data["idx_to_symbol"], data["root"], data["neg_target"]):
             return wrong("the wrong one of the two choices", parsed)
         return wrong(f"{show(parsed)} is neither of the two choices' answers", parsed)
 
@@ -236,10 +218,10 @@ class ProsQA:
         require_strategy(self.name, strategy, STRATEGIES)
         data = problem.data
         symbols, root = data["idx_to_symbol"], data["root"]
-        answer = self._answer(symbols, root, data["target"])
+        answer = write_step(self.form, symbols, root, data["target"])
         if strategy == "direct":
             return Trace(problem.steps, answer, solved=True, nodes=len(problem.steps) + 1)
-        path, nodes = _search(data["edges"], root, data["target"], depth_first=strategy == "dfs")
+        path, nodes = search(data["edges"], root, data["target"], depth_first=strategy == "dfs")
         return Trace(self._steps(symbols, path), answer, solved=True, nodes=nodes)
 
     def characters(self) -> str:
@@ -261,7 +243,7 @@ class ProsQA:
         """The names of nodes, without punctuation."""
         if self.form != "text":
             mirrored = self.family == "mirrored"
-            labels = 2 + _MIRRORED_WIDTH * self.max_hops if mirrored else self.n_nodes
+            labels = 2 + MIRRORED_WIDTH * self.max_hops if mirrored else self.n_nodes
             return tuple(sorted(map(str, range(self.labels or labels))))
         return (*NAMES, *CONCEPTS)
 
@@ -276,89 +258,9 @@ class ProsQA:
     def _draw_graph(self, rng: np.random.Generator) -> Graph | None:
         if self.family == "mirrored":
             hops = int(rng.integers(self.min_hops, self.max_hops + 1))
-            return _mirrored(hops, int(rng.integers(2)), int(rng.integers(2)))
-        parents = self._grow(rng)
-        has_child = {parent for others in parents for parent in others}
-        kept = [node for node in range(self.n_nodes) if parents[node] or node in has_child]
-        number = {node: place for place, node in enumerate(kept)}
-        # Both families need their first node, so 0 and 1 keep their numbers.
-        if kept[:2] != [0, 1]:
-            return None
-        edges = tuple((number[parent], number[node]) for node in kept for parent in parents[node])
-        return self._ask(len(kept), edges, rng)
-
-    def _grow(self, rng: np.random.Generator) -> list[list[int]]:
-        """The parents of each of `n_nodes` nodes (steps 1 to 3)."""
-        n = self.n_nodes
-        counts = rng.poisson(self.parent_rate, size=n).tolist()
-        draws = rng.random((n, 2)).tolist()
-        # The k smallest of Exp(1) / weight are k draws without replacement by weight.
-        clocks = rng.exponential(size=(n, n)).tolist()
-        parents: list[list[int]] = [[], []]
-        families: list[int] = list(_FAMILIES)
-        # The nodes of the one family alone, in order.
-        alone: dict[int, list[int]] = {family: [i] for i, family in enumerate(_FAMILIES)}
-        weights, depths = [1.0, 1.0], [0, 0]
-        for node in range(2, n):
-            first, second = draws[node]
-            candidates: Sequence[int] = range(node)
-            if first < self.first_family:
-                candidates = alone[_FAMILIES[0]]
-            elif second < self.second_family:
-                candidates = alone[_FAMILIES[1]]
-            # As many as there are weights: those of the nodes before this one.
-            waits = list(map(operator.truediv, clocks[node], weights))
-            chosen = sorted(candidates, key=waits.__getitem__)[: counts[node]]
-            family = 0
-            for parent in chosen:
-                family |= families[parent]
-            depth = 1 + min(depths[parent] for parent in chosen) if chosen else 0
-            parents.append(chosen)
-            families.append(family)
-            if family in alone:
-                alone[family].append(node)
-            depths.append(depth)
-            weights.append(1.0 + self.depth_weight * depth)
-        return parents
-
-    def _ask(
-        self, n: int, edges: tuple[tuple[int, int], ...], rng: np.random.Generator
-    ) -> Graph | None:
-        """A question about this graph (steps 5 to 7), or None if it has none in range."""
-        children: list[list[int]] = [[] for _ in range(n)]
-        parents: list[list[int]] = [[] for _ in range(n)]
-        for start, end in edges:
-            children[start].append(end)
-            parents[end].append(start)
-        distances = (distances_from(children, 0), distances_from(children, 1))
-        leaves = [
-            [v for v in distances[r] if v > 1 and not children[v] and v not in distances[1 - r]]
-            for r in (0, 1)
-        ]
-        if not leaves[0] or not leaves[1]:
-            return None
-        farthest = [max(distances[r][leaf] for leaf in leaves[r]) for r in (0, 1)]
-        coin = int(rng.integers(2))
-        root = coin if farthest[0] == farthest[1] else int(farthest[1] > farthest[0])
-        if not self.min_hops <= farthest[root] <= self.max_hops:
-            return None
-        from_root = distances[root]
-        target = _pick([leaf for leaf in leaves[root] if from_root[leaf] == farthest[root]], rng)
-        others = leaves[1 - root]
-        if self.even_depth:
-            depths: list[int] = []
-            for v in range(n):
-                depths.append(1 + min(depths[p] for p in parents[v]) if parents[v] else 0)
-            level = (from_root[target], depths[target])
-            others = [v for v in others if (distances[1 - root][v], depths[v]) == level]
-            if not others:
-                return None
-        neg_target = _pick(others, rng)
-        path = [target]
-        while path[-1] != root:
-            nearer = from_root[path[-1]] - 1
-            path.append(_pick([p for p in parents[path[-1]] if from_root.get(p) == nearer], rng))
-        return Graph(n, edges, root, target, neg_target, tuple(reversed(path)))
+            return mirrored(hops, int(rng.integers(2)), int(rng.integers(2)))
+        dials = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fitted)}
+        return Fitted(**dials).draw(rng)
 
     def _draw_symbols(self, graph: Graph, rng: np.random.Generator) -> list[str] | None:
         if self.form != "text":
@@ -379,17 +281,21 @@ class ProsQA:
     def _write(
         self, graph: Graph, symbols: list[str], rng: np.random.Generator, seed: int, split: str
     ) -> Problem:
-        facts = [self._fact(symbols, *graph.edges[i]) for i in rng.permutation(len(graph.edges))]
+        facts = [
+            write_edge(self.form, symbols, *graph.edges[i])
+            for i in rng.permutation(len(graph.edges))
+        ]
         choices = [symbols[graph.target], symbols[graph.neg_target]]
         first, second = choices if rng.integers(2) else reversed(choices)
-        question = _LAYOUTS[self.form].write(facts, first, second, symbols[graph.root])
+        question = LAYOUTS[self.form].write(facts, first, second, symbols[graph.root])
         return self._problem(graph, symbols, question, seed, split)
 
     def _problem(
         self, graph: Graph, symbols: list[str], question: str, seed: int, split: str
     ) -> Problem:
         answer, other = (
-            self._answer(symbols, graph.root, end) for end in (graph.target, graph.neg_target)
+            write_step(self.form, symbols, graph.root, end)
+            for end in (graph.target, graph.neg_target)
         )
         choices, frontiers = self._next_steps(graph, symbols)
         return Problem(
@@ -413,16 +319,8 @@ class ProsQA:
             },
         )
 
-    def _fact(self, symbols: Sequence[str], start: int, end: int) -> str:
-        if self.form == "text":
-            return _sentence(symbols, start, end)
-        return f"{symbols[start]}{'>' if self.form == 'fused' else ' '}{symbols[end]}"
-
     def _steps(self, symbols: Sequence[str], path: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self._step(symbols, *edge) for edge in itertools.pairwise(path))
-
-    def _step(self, symbols: Sequence[str], start: int, end: int) -> str:
-        return _sentence(symbols, start, end) if self.form == "text" else symbols[end]
+        return tuple(write_step(self.form, symbols, *edge) for edge in itertools.pairwise(path))
 
     def _next_steps(
         self, graph: Graph, symbols: Sequence[str]
@@ -443,73 +341,11 @@ class ProsQA:
         for start, end in graph.edges:
             depth = behind.get(start, hops)
             if depth < hops and behind[end] == depth + 1:
-                text = self._step(symbols, start, end)
+                text = write_step(self.form, symbols, start, end)
                 frontiers[depth][text] = None
                 if end in ahead and depth + 1 + ahead[end] == hops:
                     choices[depth][text] = None
         return list(map(list, choices)), list(map(list, frontiers))
-
-    def _answer(self, symbols: Sequence[str], root: int, target: int) -> str:
-        return _sentence(symbols, root, target) if self.form == "text" else symbols[target]
-
-
-class _Layout(NamedTuple):
-    """How a form lays out a question. `fact` and `asked` are patterns; `closing` writes `asked`."""
-
-    fact: str
-    joint: str
-    closing: str
-    asked: str
-
-    def write(self, facts: Sequence[str], first: str, second: str, root: str) -> str:
-        closing = self.closing.format(first=first, second=second, root=root)
-        return f"{self.joint.join(facts)} {closing}"
-
-
-_NUMBERS = r"\[Q\] (?P<first>[0-9]+) (?P<second>[0-9]+) \[R\] (?P<root>[0-9]+)"
-_LAYOUTS = {
-    "text": _Layout(
-        r"(?:Every [a-z]+|[A-Z][a-z]*) is a [a-z]+\.",
-        " ",
-        "Is {root} a {first} or {second}?",
-        r"Is (?P<root>[A-Z][a-z]*) a (?P<first>[a-z]+) or (?P<second>[a-z]+)\?",
-    ),
-    "symbolic": _Layout("[0-9]+ [0-9]+", " | ", "[Q] {first} {second} [R] {root}", _NUMBERS),
-    "fused": _Layout("[0-9]+>[0-9]+", " ", "[Q] {first} {second} [R] {root}", _NUMBERS),
-}
-
-
-class Fact(NamedTuple):
-    """An edge as a question states it, of which `place` characters go up to the end of its end."""
-
-    start: str
-    end: str
-    place: int
-
-
-class Question(NamedTuple):
-    """A question as it is written: its form, its edges and choices in their order, its root."""
-
-    form: str
-    facts: tuple[Fact, ...]
-    choices: tuple[str, str]
-    root: str
-
-
-def parse_question(question: str) -> Question:
-    """Read a question of any form, to the letter.
-
-    Raises:
-      TaskError: the text is no such question.
-    """
-    form, read = _match(question)
-    facts = []
-    for match in re.finditer(_LAYOUTS[form].fact, read["facts"]):
-        words = re.split(r"[ >]", match[0].rstrip("."))
-        # "Every a is a b", "Name is a b", "a b", "a>b".
-        start = words[1] if words[0] == "Every" else words[0]
-        facts.append(Fact(start, words[-1], match.start() + len(match[0].rstrip("."))))
-    return Question(form, tuple(facts), (read["first"], read["second"]), read["root"])
 
 
 def read_question(question: str) -> Problem:
@@ -523,7 +359,7 @@ def read_question(question: str) -> Problem:
     """
     asked = parse_question(question)
     pairs = [(fact.start, fact.end) for fact in asked.facts]
-    symbols = _in_order(pairs)
+    symbols = in_order(pairs)
     for name in (asked.root, *asked.choices):
         if name not in symbols:
             raise TaskError(f"prosqa: {show(name)} is asked for and is in no edge of the question")
@@ -551,54 +387,6 @@ def read_question(question: str) -> Problem:
     return ProsQA(form=asked.form)._problem(graph, symbols, question, 0, "train")
 
 
-def _in_order(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The ends of edges, so that each edge's first comes before its second. Raises TaskError."""
-    if len(set(pairs)) < len(pairs):
-        twice = next(pair for i, pair in enumerate(pairs) if pair in pairs[:i])
-        raise TaskError(f"prosqa: the edge from {twice[0]} to {twice[1]} is given twice")
-    waiting = dict.fromkeys(symbol for pair in pairs for symbol in pair)
-    if len(waiting) > MAX_SYMBOLIC_NODES:
-        raise TaskError(f"prosqa: {len(waiting)} nodes, at most {MAX_SYMBOLIC_NODES} are read")
-    found: list[str] = []
-    while waiting:
-        blocked = {end for start, end in pairs if start in waiting}
-        free = [symbol for symbol in waiting if symbol not in blocked]
-        if not free:
-            raise TaskError(f"prosqa: the edges go in a circle through {next(iter(waiting))}")
-        found += free
-        for symbol in free:
-            del waiting[symbol]
-    return found
-
-
-def reshuffled(question: str, rng: np.random.Generator) -> str:
-    """The same question, of any form, with its edges and its two choices in another order.
-
-    Raises:
-      TaskError: the text is not a ProsQA question, to the letter.
-    """
-    form, read = _match(question)
-    layout = _LAYOUTS[form]
-    facts = re.findall(layout.fact, read["facts"])
-    choices = [read["first"], read["second"]]
-    first, second = choices if rng.integers(2) else reversed(choices)
-    order = rng.permutation(len(facts))
-    return layout.write([facts[i] for i in order], first, second, read["root"])
-
-
-def _match(question: str) -> tuple[str, re.Match[str]]:
-    """(form, what its patterns read) of a question, to the letter. Raises TaskError."""
-    for form, layout in _LAYOUTS.items():
-        fact, joint = layout.fact, re.escape(layout.joint)
-        read = re.fullmatch(f"(?P<facts>{fact}(?:{joint}{fact})*) {layout.asked}", question)
-        if read is not None:
-            return form, read
-    raise TaskError(
-        f"prosqa: {show(question)} is not a question of the task in any of its forms "
-        f"({', '.join(FORMS)})"
-    )
-
-
 def check_chain(problem: Problem, steps: Sequence[str]) -> Score:
     """Are these steps an unbroken chain of edges of the problem's graph from root to target?
 
@@ -612,7 +400,7 @@ def check_chain(problem: Problem, steps: Sequence[str]) -> Score:
     is_text = not symbols[root].isdigit()
     ends: dict[tuple[int, str], int] = {}
     for start, end in data["edges"]:
-        ends[start, _sentence(symbols, start, end) if is_text else symbols[end]] = end
+        ends[start, write_step("text" if is_text else "symbolic", symbols, start, end)] = end
     known = {step for _, step in ends}
     at, good, fault = root, 0, ""
     for step in steps:
@@ -625,73 +413,3 @@ def check_chain(problem: Problem, steps: Sequence[str]) -> Score:
         return right("\n".join(steps))
     fault = fault or f"the chain ends at {symbols[at]}, not at {symbols[data['target']]}"
     return wrong(fault, "\n".join(steps[:good]), good / len(steps))
-
-
-def _sentence(symbols: Sequence[str], start: int, end: int) -> str:
-    # Names are the only symbols with a capital letter; each other subject stands after "Every".
-    subject = symbols[start]
-    return f"{'' if subject[0].isupper() else 'Every '}{subject} is a {symbols[end]}."
-
-
-def _mirrored(hops: int, root: int, chain: int) -> Graph:
-    """Two halves of a root and two chains, asked for the end of one chain of that root's half.
-
-    Nodes are numbered by depth, so that from < to: root r, then 2 + 4 (depth - 1) + 2 r + chain.
-    """
-
-    def node(half: int, line: int, depth: int) -> int:
-        return half if depth == 0 else 2 + _MIRRORED_WIDTH * (depth - 1) + 2 * half + line
-
-    edges = tuple(
-        (node(half, line, depth - 1), node(half, line, depth))
-        for depth in range(1, hops + 1)
-        for half in (0, 1)
-        for line in (0, 1)
-    )
-    path = tuple(node(root, chain, depth) for depth in range(hops + 1))
-    n = 2 + _MIRRORED_WIDTH * hops
-    return Graph(n, edges, root, path[-1], node(1 - root, chain, hops), path)
-
-
-def _pick(nodes: Sequence[int], rng: np.random.Generator) -> int:
-    return nodes[int(rng.integers(len(nodes)))]
-
-
-def distances_from(children: Sequence[Sequence[int]], root: int) -> dict[int, int]:
-    """How many edges it is from root to each node that it reaches, itself among them."""
-    found = {root: 0}
-    queue = deque([root])
-    while queue:
-        node = queue.popleft()
-        for child in children[node]:
-            if child not in found:
-                found[child] = found[node] + 1
-                queue.append(child)
-    return found
-
-
-def _search(
-    edges: Sequence[Sequence[int]], root: int, target: int, *, depth_first: bool
-) -> tuple[tuple[int, ...], int]:
-    """A path and the number of nodes taken up until the target was."""
-    children: dict[int, list[int]] = {}
-    for start, end in edges:
-        children.setdefault(start, []).append(end)
-    came_from = {root: root}
-    frontier = deque([(root, root)])
-    taken: set[int] = set()
-    while frontier:
-        node, parent = frontier.pop() if depth_first else frontier.popleft()
-        if node in taken:
-            continue
-        taken.add(node)
-        came_from[node] = parent
-        if node == target:
-            break
-        following = children.get(node, [])
-        # The last one in comes off a stack first.
-        frontier.extend((child, node) for child in (following[::-1] if depth_first else following))
-    path = [target]
-    while path[-1] != root:
-        path.append(came_from[path[-1]])
-    return tuple(reversed(path)), len(taken)

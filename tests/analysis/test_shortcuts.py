@@ -6,7 +6,7 @@ import pytest
 from reasoning_jax.analysis.shortcuts import FEATURES, contrasts, features, shortcuts
 from reasoning_jax.data.examples import DataError, Example, TaskSource
 from reasoning_jax.tasks import make_task
-from reasoning_jax.tasks.prosqa import parse_question
+from reasoning_jax.tasks.prosqa_text import parse_question
 
 #     0 -> 2 -> 4 -> 6, 0 -> 6; 1 -> 3 -> 5
 QUESTION = "2 4 | 0 2 | 1 3 | 4 6 | 3 5 | 0 6 [Q] 5 6 [R] 0"

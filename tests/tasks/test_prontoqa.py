@@ -8,7 +8,7 @@ import pytest
 
 from reasoning_jax.tasks import SPLITS, make_task
 from reasoning_jax.tasks.prontoqa import PROPERTIES
-from reasoning_jax.tasks.prosqa import CONCEPTS, NAMES
+from reasoning_jax.tasks.prosqa_text import CONCEPTS, NAMES
 
 SENTENCE = re.compile(r"(?:(?:Every|Each) )?(\w+) (is not|is an|is a|is) (\w+)\.")
 DIALS = {

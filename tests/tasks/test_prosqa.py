@@ -10,14 +10,8 @@ import pytest
 
 from reasoning_jax.data.examples import TaskSource
 from reasoning_jax.tasks import TaskError, make_task
-from reasoning_jax.tasks.prosqa import (
-    CONCEPTS,
-    NAMES,
-    check_chain,
-    parse_question,
-    read_question,
-    reshuffled,
-)
+from reasoning_jax.tasks.prosqa import check_chain, read_question
+from reasoning_jax.tasks.prosqa_text import CONCEPTS, NAMES, parse_question, reshuffled
 
 # The published rows: (mean, standard deviation) a row. Means are of all 800 validation and test
 # rows. So are the deviations of nodes and edges; the others are those of the 300 validation rows,
