@@ -255,6 +255,23 @@ def test_the_sweep_and_the_study_of_a_scale(path, scale, tmp_path, text_folder):
         reproduce._check_decoders(study, runs, dict(zip([r.name for r in runs], labels)))
 
 
+def test_a_harder_setting_reaches_every_arm_of_the_sweep():
+    # Catches: a setting that get_sweep reads and forgets, or that an arm's own choices undo.
+    path = CONFIGS / "coconut" / "prosqa_symbolic.py"
+    points = module(path).get_sweep("graph=even,edges=symbolic,hops=4,layers=3,mastery=0.9")
+    assert {point["seed"] for point in points} == {0, 1, 2}
+    for mode in module(path).MODES:
+        (arg,) = {p[ARG] for p in points if p[ARG].startswith(f"mode={mode},")}
+        config = config_of(path, arg)
+        dials = dict(config.task.dials)
+        assert (dials["even_depth"], dials["form"], dials["max_hops"]) == (True, "symbolic", 4)
+        assert (config.model.n_layers, config.latent.mode) == (3, mode)
+        gated = mode in module(path).STAGED
+        assert config.latent.advance == ("mastery" if gated else "schedule")
+    with pytest.raises(ConfigError, match="mirrored, fitted or even"):
+        config_of(path, "graph=random")
+
+
 def of_scales():
     """Each scale of each experiment; those of pretrained weights where there are some."""
     for path in EXPERIMENTS:

@@ -8,7 +8,8 @@ Time     about 1 hour on 2 CPU cores (cpu: 24 runs of 2 to 3 minutes)
 Scales   cpu: two mirrored halves, 3 hops, one column an edge; the setting is ours, not the paper's.
          Harder at that scale: edges=symbolic (three tokens an edge); graph=fitted (random graphs like
          the published ones, nine tenths of which are answered by depth alone) or graph=even (those
-         whose answers are equally deep); layers=6, hops=4, longer=2, mastery=0.9.
+         whose answers are equally deep); layers=6, hops=4, longer=2, mastery=0.9. All arms of one:
+         reasoning-jax sweep configs/coconut/prosqa_symbolic.py:graph=even --all --workdir=runs/even
          gpu: graphs fitted to the published ones, three tokens an edge, 3 and 4 hops, 2 layers x 256.
          paper: that with 2 layers x 768 and the paper's schedule. smoke: a minute, to see that
          everything runs.
@@ -42,13 +43,13 @@ HARDER_STEPS = {
     (True, "symbolic"): (3000, 1000, 1000),
     (False, "symbolic"): (3000, 1000, 1000),
 }
+SETTING = {
+    "graph": "mirrored", "edges": "fused", "hops": 3, "layers": 0, "longer": 1.0, "mastery": 0.0,
+}  # fmt: skip
 
 
 def get_config(arg: str = ""):
-    arg = rc.parse_arg(
-        arg, mode="coconut", seed=0, scale="cpu", graph="mirrored", edges="fused", hops=3, layers=0,
-        longer=1.0, mastery=0.0,
-    )  # fmt: skip
+    arg = rc.parse_arg(arg, mode="coconut", seed=0, scale="cpu", **SETTING)
     if arg.scale not in SCALES:
         raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
     if arg.mode not in MODES:
@@ -164,11 +165,12 @@ def get_config(arg: str = ""):
 
 
 def get_sweep(arg: str = ""):
-    arg = rc.parse_arg(arg, scale="cpu")
+    arg = rc.parse_arg(arg, scale="cpu", **SETTING)
+    setting = "".join(f",{name}={arg[name]}" for name in SETTING if arg[name] != SETTING[name])
     seeds = sweep("seed", (0,) if arg.scale == "smoke" else (0, 1, 2))
     split = sweep("evaluate.split", ("test",))
     modes = ("coconut", "pause_as_thought", "cot") if arg.scale == "smoke" else MODES
-    arms = sweep("arg", [f"mode={mode},scale={arg.scale}" for mode in modes])
+    arms = sweep("arg", [f"mode={mode},scale={arg.scale}{setting}" for mode in modes])
     return product(chain(arms), seeds, split)
 
 
