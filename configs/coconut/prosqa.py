@@ -5,8 +5,8 @@ Claim    (the paper's, arXiv 2412.06769, GPT-2: Coconut 97.0 %, CoT 77.5 %, paus
 Command  reasoning-jax reproduce coconut/prosqa --scale=cpu --workdir=runs/prosqa_text
          reasoning-jax reproduce coconut/prosqa --scale=paper --workdir=runs/prosqa_paper --config.weights.path=GPT2_FOLDER
          reasoning-jax train --config=configs/coconut/prosqa.py:mode=coconut --workdir=runs/coconut_text
-Time     cpu: 9 arms x 3 seeds of about 15 minutes on 2 CPU cores, 7 hours (not run)
-Scales   cpu: small graphs (2 and 3 hops) in words, 4 layers x 128. gpu: graphs fitted to the
+Time     cpu: 9 arms x 3 seeds of about 20 minutes on one core, 9 hours (one arm was run)
+Scales   cpu: small graphs (2 and 3 hops) in words, 2 layers x 96. gpu: graphs fitted to the
          published ones, 6 layers x 384, in words. paper: those, the paper's schedule and GPT-2
          weights of your own; for the published rows add --config.data.source=jsonl
          --config.data.path=FILE --config.data.validation_path=FILE. smoke: two minutes, to see that
@@ -25,7 +25,7 @@ STAGED = ("coconut", "pause_as_thought", "no_thought")
 # layers, width, rows, steps, training problems, problems evaluated
 SCALES = {
     "smoke": (1, 32, 8, 8, 16, 8),
-    "cpu": (4, 128, 32, 6000, 32_000, 500),
+    "cpu": (2, 96, 32, 4000, 24_000, 500),
     "gpu": (6, 384, 128, 20_000, 100_000, 500),
     "paper": (0, 0, 128, 7000, 17_886, 500),
 }
@@ -73,7 +73,7 @@ def get_config(arg: str = ""):
         config.model.n_heads = config.model.n_kv_heads = max(2, width // 32)
         config.model.head_dim = 32 if width > 32 else 16
         config.model.d_ff = 3 * width
-        config.optimizer.learning_rate = 1e-3 if small else 5e-4
+        config.optimizer.learning_rate = 2e-3 if small else 5e-4
         config.optimizer.weight_decay = 0.01
         config.optimizer.warmup_steps = min(100, steps // 4)
     else:
