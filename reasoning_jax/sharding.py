@@ -172,11 +172,9 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 def split_rows(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] as [B / parts, parts, ...]: neighbours side by side, on the device that had them."""
     shape = (x.shape[0] // parts, parts, *x.shape[1:])
-    if not has_mesh():
-        return x.reshape(shape)
-    # Said explicitly: where a device has one row, mesh axes of size 1 would go to `parts`.
-    rows, *rest = jax.typeof(x).sharding.spec
-    return jnp.reshape(x, shape, out_sharding=P(rows, None, *rest))
+    # Where a device has one row, mesh axes of size 1 would go to `parts` if the spec did not say.
+    rows, *rest = (axis_of(x, i) for i in range(x.ndim))
+    return reshape(x, shape, P(rows, None, *rest))
 
 
 def repeat_rows(x: jax.Array, times: int) -> jax.Array:

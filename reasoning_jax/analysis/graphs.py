@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasoning_jax.tasks.base import Problem
-from reasoning_jax.tasks.prosqa_graph import distances_from
+from reasoning_jax.tasks.prosqa_graph import distances_from, neighbours
 
 CORRECT_PATH, LONGER_PATH = "correct path", "longer path"
 CORRECT_LABEL, INCORRECT_LABEL = "correct label", "incorrect label"
@@ -51,18 +51,16 @@ class Dag:
         return not self.symbols[self.root].isdigit()
 
     @functools.cached_property
-    def children(self) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in self.symbols]
-        for start, end in self.edges:
-            found[start].append(end)
-        return found
+    def _neighbours(self) -> tuple[list[list[int]], list[list[int]]]:
+        return neighbours(len(self.symbols), self.edges)
 
-    @functools.cached_property
+    @property
+    def children(self) -> list[list[int]]:
+        return self._neighbours[0]
+
+    @property
     def parents(self) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in self.symbols]
-        for start, end in self.edges:
-            found[end].append(start)
-        return found
+        return self._neighbours[1]
 
     @functools.cached_property
     def depth(self) -> dict[int, int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reasoning_jax.data.examples import DataError, Example
-from reasoning_jax.tasks.prosqa_graph import distances_from
+from reasoning_jax.tasks.prosqa_graph import distances_from, neighbours
 from reasoning_jax.tasks.prosqa_text import Question, parse_question
 
 FEATURES = (
@@ -44,21 +44,14 @@ def features(question: Question) -> np.ndarray:
     names = {name for fact in question.facts for name in (fact.start, fact.end)}
     ordered = sorted(names | set(question.choices), key=lambda name: (len(name), name))
     number = {name: place for place, name in enumerate(ordered)}
-    parents: list[list[int]] = [[] for _ in ordered]
-    children: list[list[int]] = [[] for _ in ordered]
-    mentions: list[list[int]] = [[] for _ in ordered]
-    for place, fact in enumerate(question.facts):
-        start, end = number[fact.start], number[fact.end]
-        children[start].append(end)
-        parents[end].append(start)
-        mentions[start].append(place)
-        mentions[end].append(place)
+    edges = [(number[fact.start], number[fact.end]) for fact in question.facts]
+    children, parents = neighbours(len(ordered), edges)
     rows = []
     for place, choice in enumerate(question.choices):
         node = number[choice]
         above = distances_from(parents, node)
         sources = [distance for v, distance in above.items() if not parents[v]]
-        here = mentions[node] or [len(question.facts)]
+        here = [place for place, edge in enumerate(edges) if node in edge] or [len(edges)]
         rows.append([
             len(parents[node]), len(children[node]), len(above) - 1, len(sources),
             min(sources, default=0), _longest(parents, node, len(above)),

@@ -190,7 +190,7 @@ def apply(
 
     Raises:
       ValueError: not exactly one of tokens and embeddings; a captured layer that does not exist;
-        with a cache, something before or captured.
+        with a cache, segments, or something before or captured.
     """
     if (tokens is None) == (embeddings is None):
         raise ValueError("apply takes either tokens or embeddings")
@@ -211,18 +211,22 @@ def apply(
     rotation = rope_rotation(config, positions) if config.position == "rope" else None
 
     B, T, _ = x.shape
-    columns = jnp.zeros((B, 1), jnp.int32) + jnp.arange(T)[None, :]
-    mask = attn.visibility(attention, columns)
     rows = sharding.axis_of(x, 0)
-    mask = sharding.reshard(mask, sharding.P(rows, None, None))
     lora_layers = None if lora is None else lora.params["layers"]
     layer_of = functools.partial(
         _layer, config, rotation, 1.0 if lora is None else lora.scale, bool(capture_weights)
     )
     if cache is not None:
-        own = mask if isinstance(attention, attn.Dense) else None
+        own = None
+        if isinstance(attention, attn.Dense):
+            own = sharding.reshard(attention.mask, sharding.P(rows, None, None))
+        elif attention.segments is not None:
+            raise ValueError("segments cannot be combined with a cache; use attention.Dense")
         return _cached(params, config, x, lora_layers, layer_of, cache, own)
 
+    columns = jnp.zeros((B, 1), jnp.int32) + jnp.arange(T)[None, :]
+    mask = attn.visibility(attention, columns)
+    mask = sharding.reshard(mask, sharding.P(rows, None, None))
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
     n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(

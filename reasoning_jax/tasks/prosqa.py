@@ -34,10 +34,10 @@ questions in ten. `even_depth` (ours) keeps the questions whose two answers are 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -60,6 +60,7 @@ from reasoning_jax.tasks.prosqa_graph import (
     Graph,
     distances_from,
     mirrored,
+    neighbours,
     search,
 )
 from reasoning_jax.tasks.prosqa_text import (
@@ -159,7 +160,7 @@ class ProsQA:
             )
 
     def _check_mirrored(self) -> None:
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        defaults = {f.name: f.default for f in fields(self)}
         for dial in _FITTED_DIALS:
             if getattr(self, dial) != defaults[dial]:
                 raise TaskError(
@@ -259,8 +260,11 @@ class ProsQA:
         if self.family == "mirrored":
             hops = int(rng.integers(self.min_hops, self.max_hops + 1))
             return mirrored(hops, int(rng.integers(2)), int(rng.integers(2)))
-        dials = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fitted)}
-        return Fitted(**dials).draw(rng)
+        return self._fitted.draw(rng)
+
+    @functools.cached_property
+    def _fitted(self) -> Fitted:
+        return Fitted(**{field.name: getattr(self, field.name) for field in fields(Fitted)})
 
     def _draw_symbols(self, graph: Graph, rng: np.random.Generator) -> list[str] | None:
         if self.form != "text":
@@ -328,11 +332,7 @@ class ProsQA:
         """(choices, frontiers): for each step the texts, in the order of edges, of those on any
         shortest path, and of those that lead one edge farther from the root, wherever they end.
         """
-        children: list[list[int]] = [[] for _ in range(graph.n)]
-        parents: list[list[int]] = [[] for _ in range(graph.n)]
-        for start, end in graph.edges:
-            children[start].append(end)
-            parents[end].append(start)
+        children, parents = neighbours(graph.n, graph.edges)
         behind, ahead = distances_from(children, graph.root), distances_from(parents, graph.target)
         hops = len(graph.path) - 1
         # Dicts: several edges into one node are one step in the symbolic form.
@@ -365,11 +365,7 @@ def read_question(question: str) -> Problem:
             raise TaskError(f"prosqa: {show(name)} is asked for and is in no edge of the question")
     number = {symbol: node for node, symbol in enumerate(symbols)}
     edges = sorted(((number[a], number[b]) for a, b in pairs), key=lambda e: (e[1], e[0]))
-    children: list[list[int]] = [[] for _ in symbols]
-    parents: list[list[int]] = [[] for _ in symbols]
-    for start, end in edges:
-        children[start].append(end)
-        parents[end].append(start)
+    children, parents = neighbours(len(symbols), edges)
     root = number[asked.root]
     depth = distances_from(children, root)
     reached = [name for name in asked.choices if number[name] in depth]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,11 +93,7 @@ class Fitted:
         self, n: int, edges: tuple[tuple[int, int], ...], rng: np.random.Generator
     ) -> Graph | None:
         """A question about this graph (steps 5 to 7), or None if it has none in range."""
-        children: list[list[int]] = [[] for _ in range(n)]
-        parents: list[list[int]] = [[] for _ in range(n)]
-        for start, end in edges:
-            children[start].append(end)
-            parents[end].append(start)
+        children, parents = neighbours(n, edges)
         distances = (distances_from(children, 0), distances_from(children, 1))
         leaves = [
             [v for v in distances[r] if v > 1 and not children[v] and v not in distances[1 - r]]
@@ -151,6 +147,16 @@ def mirrored(hops: int, root: int, chain: int) -> Graph:
 
 def _pick(nodes: Sequence[int], rng: np.random.Generator) -> int:
     return nodes[int(rng.integers(len(nodes)))]
+
+
+def neighbours(n: int, edges: Iterable[tuple[int, int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """(children, parents) of each of n nodes, in the order of the edges."""
+    children: list[list[int]] = [[] for _ in range(n)]
+    parents: list[list[int]] = [[] for _ in range(n)]
+    for start, end in edges:
+        children[start].append(end)
+        parents[end].append(start)
+    return children, parents
 
 
 def distances_from(children: Sequence[Sequence[int]], root: int) -> dict[int, int]:

@@ -11,7 +11,7 @@ from reasoning_jax import sharding
 from reasoning_jax.config import LoraConfig
 from reasoning_jax.model import cache as kv
 from reasoning_jax.model import latent, lora, readout, spec, transformer
-from reasoning_jax.model.attention import KeyValues
+from reasoning_jax.model.attention import Causal, KeyValues
 from tests.recompute import recomputed
 from tests.small import GPT2, LLAMA, MODELS, init, random_tree
 
@@ -325,6 +325,10 @@ def test_keys_that_stand_before_equal_a_cache_and_one_pass(name):
         assert bool((weights[1, ..., 0] == 0).all()) == (not seen)
     with pytest.raises(ValueError, match="either a cache or what stands before"):
         part(4, 8, cache=cache, before=before)
+    with pytest.raises(ValueError, match="segments cannot be combined with a cache"):
+        part(4, 8, cache=cache, attention=Causal(jnp.ones((2, 4), jnp.int32)))
+    with pytest.raises(ValueError, match="nothing is captured with a cache"):
+        part(4, 8, cache=cache, capture_weights=(1,))
 
 
 def test_where_thoughts_stand():
