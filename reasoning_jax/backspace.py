@@ -28,16 +28,32 @@ if TYPE_CHECKING:
 
 
 @struct.dataclass
+class Live:
+    """What rows of a packing see, as data of each row; liveness in closed form.
+
+    Row i sees itself, and row j < i of its own segment if the token of j has not been deleted by
+    the `time` of i (`time[i] < until[j]`; until is 0 where no token was written) and stands below
+    it (`depth[j] < depth[i]`). Segment 0 sees itself alone.
+    """
+
+    time: Int[Array, "B T"]
+    until: Int[Array, "B T"]
+    depth: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+
+
+@struct.dataclass
 class Packed:
     """Packing P1: one row a state, aligned with time.
 
-    `tokens`, `positions` and `mask` are the model's input; `depth` is the number of live tokens
+    `tokens`, `positions` and `live` (or `mask`, which says the same) are the model's input; `depth` is the number of live tokens
     beyond the start token; `push` marks rows entered by a token (or by a start).
     """
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     mask: Bool[Array, "B T T"]
+    live: Live
     depth: Int[Array, "B T"]
     push: Bool[Array, "B T"]
 
@@ -53,6 +69,7 @@ class Deduplicated:
     tokens: Int[Array, "B R"]
     positions: Int[Array, "B R"]
     mask: Bool[Array, "B R R"]
+    live: Live
     pointer: Int[Array, "B T"]
     rows: Int[Array, " B"]
 
@@ -112,7 +129,9 @@ def pack(
     # The token on top after a backspace: the live row of the same depth (there is exactly one).
     on_top = live & (depth[:, None, :] == depth[:, :, None])
     top_token = jnp.where(on_top, actions[:, None, :], 0).sum(-1)
-    return Packed(jnp.where(push, actions, top_token), depth, mask, depth, push)
+    time = jnp.zeros_like(depth) + row
+    seen = Live(time, jnp.where(push, deleted_at, 0), depth, segments)
+    return Packed(jnp.where(push, actions, top_token), depth, mask, seen, depth, push)
 
 
 def deduplicate(
@@ -153,10 +172,13 @@ def deduplicate(
         & (segments[:, :, None] > 0)
     )
     pointer = jnp.where(visible, (count - 1)[:, None, :], 0).sum(-1)
+    positions = jnp.where(used, take(depth), 0)
+    seen = Live(origin, take(deleted_at), positions, jnp.where(used, take(segments), 0))
     return Deduplicated(
         jnp.where(used, take(actions), 0),
-        jnp.where(used, take(depth), 0),
+        positions,
         mask,
+        seen,
         pointer,
         count[:, -1],
     )

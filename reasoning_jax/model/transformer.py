@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,17 +22,23 @@ from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import attention as attn
 from reasoning_jax.model import cache as kv
+from reasoning_jax.model.blockwise import SAVED
 from reasoning_jax.model.cache import Cache
 from reasoning_jax.model.spec import Params, ParamSpec
+from reasoning_jax.model.visibility import visibility
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
     from reasoning_jax.model.lora import Lora
 
+# With "dots" attention's own products are not saved, but what its gradient begins with.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(*SAVED),
+    ),
 }
 
 
@@ -164,7 +170,7 @@ def apply(
     *,
     embeddings: Float[Array, "B T D"] | None = None,
     positions: Int[Array, "B T"],
-    attention: attn.Causal | attn.Dense = CAUSAL,
+    attention: attn.Description = CAUSAL,
     cache: Cache | None = None,
     before: tuple[attn.KeyValues, ...] = (),
     return_keys: bool = False,
@@ -213,20 +219,18 @@ def apply(
     B, T, _ = x.shape
     rows = sharding.axis_of(x, 0)
     lora_layers = None if lora is None else lora.params["layers"]
-    layer_of = functools.partial(
-        _layer, config, rotation, 1.0 if lora is None else lora.scale, bool(capture_weights)
-    )
+    layer_of = functools.partial(_layer, config, rotation, 1.0 if lora is None else lora.scale)
     if cache is not None:
         own = None
         if isinstance(attention, attn.Dense):
             own = sharding.reshard(attention.mask, sharding.P(rows, None, None))
-        elif attention.segments is not None:
+        elif attention != CAUSAL:
             raise ValueError("segments cannot be combined with a cache; use attention.Dense")
         return _cached(params, config, x, lora_layers, layer_of, cache, own)
 
-    columns = jnp.zeros((B, 1), jnp.int32) + jnp.arange(T)[None, :]
-    mask = attn.visibility(attention, columns)
-    mask = sharding.reshard(mask, sharding.P(rows, None, None))
+    path, mask = attn.choose(config, attention, T), None
+    if before or capture_weights:
+        path, mask = "explicit", visibility(attention, x)
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
     n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(
@@ -244,14 +248,17 @@ def apply(
         index, layer, layer_lora, earlier = xs
 
         def block(x):
-            def keys_of(k, v):
+            def mix(q, k, v):
+                if mask is None:
+                    return attn.attend_within(q, k, v, attention, path), None
                 parts = [
                     attn.KeyValues(old_keys, old_values, part.visible)
                     for (old_keys, old_values), part in zip(earlier, before)
                 ]
-                return (*parts, attn.KeyValues.of(k, v, mask))
+                own = attn.KeyValues.of(k, v, mask)
+                return attn.attend(q, (*parts, own), bool(capture_weights))
 
-            return layer_of(layer, layer_lora, x, keys_of)
+            return layer_of(layer, layer_lora, x, mix)
 
         if policy is not None:
             block = jax.checkpoint(block, policy=policy)
@@ -332,16 +339,18 @@ def _cached(
         layers, adapters, cache.keys, cache.values, strict=True
     ):
 
-        def keys_of(
-            k: jax.Array, v: jax.Array, keys: jax.Array = keys, values: jax.Array = values
-        ) -> tuple[attn.KeyValues, ...]:
+        def mix(
+            q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array = keys,
+            values: jax.Array = values,
+        ) -> tuple[jax.Array, None]:  # fmt: skip
             if own is not None:
-                return attn.KeyValues(keys, values, live), attn.KeyValues.of(k, v, own)
+                parts = attn.KeyValues(keys, values, live), attn.KeyValues.of(k, v, own)
+                return attn.attend(q, parts)[0], None
             keys, values = (kv.write(*x, cache.length) for x in ((keys, k), (values, v)))
             written.append((keys, values))
-            return (attn.KeyValues(keys, values, seen),)
+            return attn.attend(q, (attn.KeyValues(keys, values, seen),))[0], None
 
-        x, _, made = layer_of(layer, adapter, x, keys_of)
+        x, _, made = layer_of(layer, adapter, x, mix)
         new.append(made)
     hidden = final_norm(params, config, x)
     if own is None:
@@ -360,15 +369,15 @@ def _layer(
     config: ModelConfig,
     rotation: tuple[jax.Array, jax.Array] | None,
     scale: float,
-    return_weights: bool,
     p: Params,
     lora: Params | None,
     x: jax.Array,
-    keys_of: Callable[[jax.Array, jax.Array], Sequence[attn.KeyValues]],
+    mix: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]],
 ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, jax.Array]]:
-    """One pre-norm block: its output, attention weights if asked for, and its keys and values.
+    """One pre-norm block: its output, the weights that `mix` gives, and its keys and values.
 
-    `keys_of` says what its columns attend to, of their own keys and values [B, T, K, H].
+    `mix` attends: from queries, keys and values of the columns ([B, T, N or K, H]) to what each
+    query gathers, and the weights if they are wanted.
     """
     p_attn, p_mlp = p["attention"], p["mlp"]
     lora_attn = (lora or {}).get("attention", {})
@@ -383,7 +392,7 @@ def _layer(
         k = _rms(k, p_attn["key_norm"], config.norm_eps)
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-    mixed, weights = attn.attend(q, keys_of(k, v), return_weights)
+    mixed, weights = mix(q, k, v)
     x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
 
     h = _norm(p["mlp_norm"], config, x)

@@ -77,13 +77,13 @@ def visit_states(
         packed = backspace.pack(*arguments)
         out = transformer.apply(
             params, config, packed.tokens,
-            positions=packed.positions, attention=attention.Dense(packed.mask), lora=lora,
+            positions=packed.positions, attention=packed.live, lora=lora,
         )  # fmt: skip
         return States(out.hidden, batch.weights, packed.depth, {})
     dedup = backspace.deduplicate(*arguments, rows)
     out = transformer.apply(
         params, config, dedup.tokens,
-        positions=dedup.positions, attention=attention.Dense(dedup.mask), lora=lora,
+        positions=dedup.positions, attention=dedup.live, lora=lora,
     )  # fmt: skip
     pointer = jnp.minimum(dedup.pointer, rows - 1)
     hidden = jnp.take_along_axis(out.hidden, pointer[..., None], axis=1)
