@@ -19,7 +19,7 @@ from reasoning_jax.config_check import from_dict
 from reasoning_jax.vocab import Vocab, VocabError
 
 # What may differ between a run and its continuation; everything else decides the result.
-_MAY_CHANGE = ("train", "evaluate", "sampling", "mesh")
+_MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -31,8 +31,10 @@ from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import spec
 from reasoning_jax.rl.matched import MatchedSource
+from reasoning_jax.train import faults as fault_plans
 from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
+from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
 from reasoning_jax.vocab import LATENT, Vocab
@@ -49,11 +51,16 @@ def train(
     overrides: Sequence[str],
     quiet: bool = False,
     debug: bool = False,
+    faults: str = "",
 ) -> int:
-    """Train to the end, or until preempted. Returns the exit code. `debug` checks identities."""
+    """Train to the end, or until preempted. Returns the exit code. `debug` checks identities;
+    `faults` is a plan of them (`train/faults.py`).
+    """
+    plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    keep_compiled()
+    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
     runfolder.open_run(workdir, config, overrides, assembly.vocab)
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
     runfolder.write_environment(workdir)
@@ -73,10 +80,10 @@ def train(
         state = fresh_state(program, mesh, pretrained)
         source = make_source(assembly, mesh)
         run = loop.Run(
-            config, assembly.model, workdir, state, source, program.step,
+            config, assembly.model, workdir, state, source, program.step, program.gradients,
             make_evaluate(assembly, mesh, workdir, source),
             {"config": to_dict(config)}, debug,
-            states.make_reset_optimizer(program.tx, program.trained),
+            states.make_reset_optimizer(program.tx, program.trained), plan,
         )  # fmt: skip
         return loop.train(run, quiet)
 
