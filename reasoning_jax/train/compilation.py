@@ -30,8 +30,8 @@ def keep_compiled(folder: Path | None = None) -> Path | None:
     None, with a line on stderr, where the folder is not the user's alone; None without one where
     the user has turned the cache off or chosen a folder.
     """
-    read = jax.config.read
-    if not read("jax_enable_compilation_cache") or read("jax_compilation_cache_dir"):
+    now: Any = jax.config
+    if not now.jax_enable_compilation_cache or now.jax_compilation_cache_dir:
         return None
     folder = folder or cache_folder()
     try:
