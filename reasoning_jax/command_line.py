@@ -8,20 +8,23 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
-from reasoning_jax.config_fields import int_hint, show
+from reasoning_jax.config import Config, to_dict
+from reasoning_jax.config_fields import SHOWN, flat, int_hint, nearest_key, show
 from reasoning_jax.config_file import load_config_file
 from reasoning_jax.exit_codes import UsageError, exit_code, first_lines
 
 USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
 # As config_flags finds them.
 _OVERRIDE = re.compile(r"--?(no)?config\.")
+_FLAG = re.compile(r"--?[^-]")
 _SAVED_CONFIG = Path(__file__).parent / "commands" / "saved_config.py"
 
 
@@ -80,8 +83,9 @@ def parse(argv: list[str], command: Command) -> tuple[flags.FlagValues, list[str
             arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
         if command.config_word and argv[2:] and argv[2][:1] not in ("", "-"):
             arguments[1] = f"--config={command.config_word(argv[2])}"
-    _check_overrides(arguments)
+    leaves = _check_overrides(arguments)
     known = _define_flags(arguments)
+    _check_flags(arguments, known, leaves, command)
     # Libraries read their own flags, of which we offer none.
     flags.FLAGS.mark_as_parsed()
     try:
@@ -98,10 +102,10 @@ def parse(argv: list[str], command: Command) -> tuple[flags.FlagValues, list[str
             raise UsageError(f"{name} does not take --{flag}; it takes {takes}")
     if command.words is not None and len(rest) > command.words:
         extra = rest[command.words]
-        hint = f"; did you mean --{extra}?" if extra.startswith("config.") else ""
+        hint = _meant_by_word(extra, arguments, known, leaves)
         if name == "sweep" and not hint:
             hint = "; there is one CONFIG, right after the command or as --config=CONFIG"
-        raise UsageError(f"unexpected argument {extra!r}{hint}\n{USAGE}")
+        raise UsageError(f"unexpected argument {show(extra)}{hint}\n{USAGE}")
     return known, rest
 
 
@@ -121,40 +125,128 @@ def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
     return known
 
 
-def _check_overrides(arguments: Sequence[str]) -> None:
+def _check_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Refuse a bad config file, unknown keys and ill-typed values in words of our own.
 
-    config_flags finds them too, but reports them as tracebacks or without the key.
+    config_flags finds them too, but reports them as tracebacks or without the key. Returns
+    the keys that can be set with what the file gives them.
     """
     file = _value_of(arguments, "config")
     given = [a for a in arguments if _OVERRIDE.match(a)]
     if file is None:
         if given:
-            raise UsageError(f"--{given[0].lstrip('-')} needs --config=FILE before it")
-        return
+            raise UsageError(f"--{show(given[0].lstrip('-'))[1:-1]} needs --config=FILE before it")
+        return flat(to_dict(Config()))
     config = load_config_file(file)
+    leaves = flat(config)
     for argument in given:
         flag, equals, text = argument.lstrip("-").partition("=")
         node: Any = config
         names = flag.split(".")[1:]
         for i, name in enumerate(names):
-            name = name.split("[")[0]
             if not hasattr(node, "keys") or name not in node:
-                known = list(node.keys()) if hasattr(node, "keys") else []
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UsageError(f"unknown key {'.'.join(names[: i + 1])}; {hint}")
+                raise _unknown_key(names, i, node, leaves)
             node = node[name]
         key = ".".join(names)
         if flag.startswith("no") and (equals or not isinstance(node, bool)):
             raise UsageError(f"--{flag} is for true or false; write --config.{key}=VALUE")
         _check_override_type(key, node, text if equals else None)
+    return leaves
+
+
+def _unknown_key(names: list[str], at: int, node: Any, leaves: Mapping[str, Any]) -> UsageError:
+    """The refusal of a dotted name whose part `at` is not in `node`."""
+    name, wrong = names[at], show(".".join(names[: at + 1]))[1:-1]
+    if not hasattr(node, "keys"):
+        inside = ".".join(names[:at])
+        return UsageError(f"unknown key {wrong}; {inside} is a value, set it by --config.{inside}=")
+    siblings = list(node.keys())
+    near = difflib.get_close_matches(name[:SHOWN], siblings, n=1, cutoff=0.75)
+    if not near and (key := nearest_key(".".join(names), leaves)):
+        near = [f"--config.{key}"]
+    near = near or difflib.get_close_matches(name[:SHOWN], siblings, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(siblings)}"
+    return UsageError(f"unknown key {wrong}; {hint}")
+
+
+def _check_flags(
+    arguments: Sequence[str], known: flags.FlagValues, leaves: Mapping[str, Any], command: Command
+) -> None:
+    """Refuse flags that there are not, and a flag that would be swallowed as another's value."""
+    previous = ""
+    for argument in arguments[1:]:
+        if argument == "--":
+            return
+        name, equals, _ = argument.lstrip("-").partition("=")
+        is_flag = argument.startswith("-") and (name in known or bool(_OVERRIDE.match(argument)))
+        if previous and is_flag:
+            raise UsageError(f"--{previous} needs a value; got the flag {show(argument)} behind it")
+        if previous or not _FLAG.match(argument):
+            previous = ""
+            continue
+        if not is_flag and not (name.startswith("no") and name[2:] in _SWITCHES):
+            raise UsageError(
+                f"unknown flag --{show(name)[1:-1]}{_meant_by_flag(name, leaves, command)}\n{USAGE}"
+            )
+        takes_value = not equals and not _is_switch(name, leaves)
+        previous = name if takes_value else ""
+
+
+def _is_switch(name: str, leaves: Mapping[str, Any]) -> bool:
+    """Whether a flag stands alone: true or false, or the denial of one."""
+    if name.partition(".")[0] == "noconfig" or name in _SWITCHES or name[2:] in _SWITCHES:
+        return True
+    return isinstance(leaves.get(name.removeprefix("config.")), bool)
+
+
+def _meant_by_flag(name: str, leaves: Mapping[str, Any], command: Command) -> str:
+    """ "; did you mean --config.train.steps?" of an unknown flag."""
+    near = difflib.get_close_matches(name[:SHOWN], command.takes, n=1, cutoff=0.7)
+    meant = near[0] if near else None
+    if meant is None and "config" in command.takes:
+        key = nearest_key(name, leaves)
+        meant = key and f"config.{key}"
+    if meant is None:
+        return f"; known: {', '.join(f'--{taken}' for taken in command.takes)}"
+    return f"; did you mean --{meant}?"
+
+
+def _meant_by_word(
+    word: str, arguments: Sequence[str], known: flags.FlagValues, leaves: Mapping[str, Any]
+) -> str:
+    """What a word that stands alone was meant to be, where that can be told."""
+    bare, equals, value = word.lstrip("-\u2013\u2014").partition("=")
+    name = bare.removeprefix("config.")
+    meant = nearest_key(name, leaves) if equals or name != bare or name in leaves else None
+    if meant and not equals:
+        at = list(arguments).index(word) + 1
+        equals, value = "=", "".join(arguments[at : at + 1]) or "VALUE"
+    if meant:
+        return f"; did you mean --config.{meant}={show(value)[1:-1]}?"
+    if bare in known:
+        return f"; did you mean --{bare}{equals}{show(value)[1:-1]}?"
+    before = arguments[arguments.index(word) - 1] if word in arguments else ""
+    if (
+        before.startswith("-")
+        and "=" not in before
+        and isinstance(leaves.get(before.lstrip("-").removeprefix("config.")), bool)
+    ):
+        return f"; a value goes behind a sign: --{before.lstrip('-')}={show(word)[1:-1]}"
+    return ""
 
 
 def _check_override_type(key: str, default: Any, text: str | None) -> None:
     if hasattr(default, "keys"):
         raise UsageError(f"{key} is a section; set one of {', '.join(default.keys())}")
     kind = type(default)
+    if kind is tuple and text is not None:
+        try:
+            tuple_parser.TupleParser().parse(text)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise UsageError(
+                f"{key} must be a tuple, as in --config.{key}=1,2 or \"('a','b')\"; got "
+                f"{show(text)} (its value in the file is {show(default)})"
+            ) from None
     if kind not in (bool, int, float) or text is None:
         return
     if kind is bool:

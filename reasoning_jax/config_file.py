@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import itertools
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reasoning_jax.config_fields import SHOWN, show
 from reasoning_jax.exit_codes import UsageError, exit_code, first_lines
 
 _FUNCTIONS = {
@@ -19,6 +21,7 @@ _FUNCTIONS = {
     "get_sweep": "that returns points, as in docs/sweeps.md",
     "get_study": "that returns a report.study.Study",
 }
+_MOST_FILES = 1000
 
 
 def load_config_file(value: str) -> Any:
@@ -30,12 +33,10 @@ def load_config_file(value: str) -> Any:
 def open_config_file(name: str) -> Callable[..., Any]:
     """Run a config file; returns `call(function, *arguments)`. Both raise UsageError."""
     path = Path(name)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        files = [p.name for p in folder.glob("*.py")]
-        near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.4)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        raise UsageError(f"--config={name}: there is no such file{hint}")
+    if not _is_file(path):
+        raise UsageError(
+            f"--config={show(name)[1:-1]}: there is no such file{nearest_file(path, '*.py')}"
+        )
     spec = importlib.util.spec_from_file_location("reasoning_jax_config_file", path)
     assert spec is not None
     assert spec.loader is not None
@@ -57,6 +58,24 @@ def open_config_file(name: str) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def nearest_file(path: Path, pattern: str) -> str:
+    """ "; did you mean DIR/NAME?" for the name of a folder that is nearest to a missing one's."""
+    try:
+        folder = path.parent if path.parent.is_dir() else Path(".")
+        files = [p.name for p in itertools.islice(folder.glob(pattern), _MOST_FILES)]
+    except (OSError, ValueError):
+        return ""
+    near = difflib.get_close_matches(path.name[:SHOWN], files, n=1, cutoff=0.4)
+    return f"; did you mean {folder / near[0]}?" if near else ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, a NUL
+        return False
 
 
 def _in_words(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -23,6 +23,7 @@ from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.config_file import open_config_file
 from reasoning_jax.exit_codes import EXIT_OK, EXIT_USAGE, UsageError, exit_code, first_lines
+from reasoning_jax.preflight import check_files, check_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,6 +77,7 @@ def _config(known: flags.FlagValues, command: str) -> Config:
         raise
     except Exception as error:
         raise ConfigError(f"the config cannot be read: {first_lines(error)}") from None
+    check_task(config)
     if known.debug:
         _switch_on_debugging()
     return config
@@ -106,6 +108,7 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
     if known.print_config:
         return _print_config(config)
     workdir = None if known.dry_run else _workdir(known, "train")
+    check_files(config)
     from reasoning_jax.commands import train
 
     if workdir is None:
@@ -160,7 +163,9 @@ def _data(known: flags.FlagValues, words: list[str]) -> int:
         return data.shortcuts(config, known.problems or config.evaluate.problems)
     if not known.out:
         raise UsageError("data build needs --out=DIR")
-    return data.build(_config(known, "data"), Path(known.out))
+    config = _config(known, "data")
+    check_files(config)
+    return data.build(config, Path(known.out))
 
 
 def _probe(known: flags.FlagValues, _: list[str]) -> int:
