@@ -10,6 +10,7 @@ One unit per key, in its name. Batch sizes are global.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from reasoning_jax.config_fields import (
     int_hint,
     nearest_name,
     number,
+    show,
 )
 from reasoning_jax.config_objectives import (
     LatentConfig,
@@ -32,7 +34,8 @@ __all__ = [
     "Config", "ConfigError", "DataConfig", "EvaluateConfig", "LatentConfig", "LoraConfig",
     "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
     "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
-    "VocabConfig", "WeightsConfig", "default_config", "nearest_name", "parse_arg", "to_dict",
+    "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
+    "parse_arg", "to_dict",
 ]  # fmt: skip
 
 
@@ -346,13 +349,24 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     for part in filter(None, (arg or "").split(",")):
         name, given, text = part.partition("=")
         if name not in defaults:
-            raise ConfigError(f"config argument {name!r} is unknown{nearest_name(name, defaults)}")
+            raise ConfigError(
+                f"config argument {show(name)} is unknown{nearest_name(name, defaults)}"
+            )
         if not given and not isinstance(defaults[name], bool):
             raise ConfigError(
                 f"config argument {name} needs a value, as in {name}={defaults[name]}"
             )
         values[name] = _parse_as(name, text if given else "true", defaults[name])
     return config_dict.ConfigDict(values)
+
+
+def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, Any]) -> None:
+    """For config files: refuse an argument that is none of `options`. Raises ConfigError."""
+    if value not in options:
+        raise ConfigError(
+            f"{name} must be one of {', '.join(options)}; got {show(value)}"
+            f"{nearest_name(value, options)}"
+        )
 
 
 def _parse_as(name: str, text: str, default: Any) -> Any:
@@ -363,7 +377,7 @@ def _parse_as(name: str, text: str, default: Any) -> Any:
         return kind(text)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"config argument {name} must be {article(kind.__name__)}, got {text!r} "
+            f"config argument {name} must be {article(kind.__name__)}, got {show(text)} "
             f"(default {default!r}){int_hint(kind, text)}"
         ) from None
 
