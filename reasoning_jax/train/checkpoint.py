@@ -216,10 +216,11 @@ class Checkpoints:
         like: TrainState,
         step: int | None = None,
         arrays: dict[str, np.ndarray] | None = None,
+        before: int | None = None,
     ) -> tuple[TrainState, dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
         """(state, data place, meta, arrays) of a step, in the shardings of `like`; `arrays` are
-        like those that were saved. By default of the newest intact step: `damaged` then holds the
-        newer ones that were passed over, and what is wrong with each.
+        like those that were saved. By default of the newest intact step (below `before`):
+        `damaged` then holds the newer ones that were passed over, and what is wrong with each.
 
         Raises:
           CheckpointError
@@ -232,7 +233,7 @@ class Checkpoints:
         }
         if arrays:
             items["replay"] = ocp.args.StandardRestore(arrays)
-        out, step = self._read_intact(step, items)
+        out, step = self._read_intact(step, items, before)
         params = {"lora": {}, **out["params"]}
         counter = jax.device_put(jax.numpy.int32(step), like.step.sharding)
         state = TrainState(counter, params, out["opt"])
@@ -282,11 +283,14 @@ class Checkpoints:
             raise CheckpointError(reason) from error
         return out
 
-    def _read_intact(self, step: int | None, items: dict[str, Any]) -> tuple[Any, int]:
+    def _read_intact(
+        self, step: int | None, items: dict[str, Any], before: int | None = None
+    ) -> tuple[Any, int]:
         """The items of a step, or of the newest that is intact, and the step."""
-        steps = self.steps()
+        steps = [n for n in self.steps() if before is None or n < before]
         if not steps:
-            raise CheckpointError(f"no complete checkpoint in {self.folder}")
+            below = "" if before is None else f" before step {before}"
+            raise CheckpointError(f"no complete checkpoint{below} in {self.folder}")
         if step is not None and step not in steps:
             raise CheckpointError(
                 f"step {step} is not in {self.folder}; there are {', '.join(map(str, steps))}"

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from reasoning_jax.config import Config, ConfigError, ModelConfig
+from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
 from reasoning_jax.train.checkpoint import (
     CheckpointError,
@@ -160,6 +161,14 @@ def train(run: Run, quiet: bool = False) -> int:
             loop.writer.close()
 
 
+def next_batch(run: Run, state: TrainState) -> tuple[TrainState, Batch]:
+    """The batch of the next step, and the state: with a new optimizer where the source says so."""
+    batch = run.source.next(state)
+    if run.source.fresh_optimizer and run.reset_optimizer is not None:
+        state = run.reset_optimizer(state)
+    return state, batch
+
+
 class _Loop:
     """What `train` does between two steps, and what it must remember for that."""
 
@@ -235,9 +244,7 @@ class _Loop:
         """Make a batch, dispatch the step, and look at the one before it."""
         run = self.run
         with self.watch.measure("data"):
-            self.batch = run.source.next(self.state)
-            if run.source.fresh_optimizer and run.reset_optimizer is not None:
-                self.state = run.reset_optimizer(self.state)
+            self.state, self.batch = next_batch(run, self.state)
         run.faults.reach("step", step)
         with self.watch.measure("step"):
             try:
