@@ -14,7 +14,10 @@ begins with the hashes: of a step that is damaged nothing is used, and the next 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Sequence
@@ -36,6 +39,8 @@ SAVING, DELETING, DAMAGED = ".saving", ".deleting", ".damaged"
 _ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
 # Beside the arrays: metadata, JSON, directories.
 _EXTRA_BYTES = 1 << 20
+
+_OS_ERROR, _LOCAL_FILE = re.compile(r"os_error_code='(\d+)'"), re.compile(r'local file "([^"]+)"')
 
 
 class CheckpointError(RuntimeError):
@@ -168,7 +173,10 @@ class Checkpoints:
     def _failed(self, step: int, error: BaseException) -> None:
         self._failures.append(SaveFailure(step, _reason(error)))
         self.failed_in_a_row += 1
-        # Another orbax, since this one may hold on to what failed; and the room back.
+        # What it is still writing must be out of the way before it is deleted. Then another orbax,
+        # since this one may hold on to what failed.
+        with contextlib.suppress(Exception):
+            self._orbax.wait_until_finished()
         self._orbax = _async_checkpointer()
         self._remove(step)
 
@@ -378,16 +386,25 @@ def _unfinished(name: str) -> bool:
     return name.endswith((SAVING, DELETING)) or _ORBAX_UNFINISHED in name
 
 
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Drops the traceback that orbax logs of a failed save, of which `failures` tells in a line."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 def _async_checkpointer() -> ocp.AsyncCheckpointer:
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    # Adding the same filter again changes nothing.
+    logging.getLogger("absl").addFilter(_no_traceback)
+    # Folders that are made in the background are waited for, for minutes, where making one failed.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 
 def _read_numpy(path: Path) -> Any:
     """An item that StandardSave has written, whatever its devices were."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(path).item_metadata.tree
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=kinds))
+    handler = ocp.PyTreeCheckpointHandler()
+    tree: Any = handler.metadata(path).tree
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=kinds))
 
 
 def nbytes(tree: Any) -> int:
@@ -404,7 +421,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"[:300]
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+    text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    # The library that writes arrays tells the cause last, behind several paths.
+    code, file = _OS_ERROR.search(text), _LOCAL_FILE.search(text)
+    if code:
+        text = os.strerror(int(code[1])) + (f": {file[1]}" if file else "")
+    return text[:300]
 
 
 def _mib(nbytes: int) -> str:

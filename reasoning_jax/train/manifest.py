@@ -90,6 +90,8 @@ def _read(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """(the manifest, ""), or (None, what is wrong with it)."""
     path = folder / NAME
     try:
+        if path.is_symlink():
+            return None, "is a link, not the file that was saved"
         if path.stat().st_size > _MAX_BYTES:
             return None, "is too large to be a manifest"
         body = json.loads(path.read_bytes())
