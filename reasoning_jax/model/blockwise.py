@@ -79,23 +79,42 @@ def attend(
 
     Memory beyond the arguments is O(B N block T), and O(B N T) is kept for the gradient.
     """
-    B, T, N, H = query.shape
-    K = key.shape[2]
-    plan = Plan.of(T, block, not isinstance(description, Dense))
-    split = (sharding.axis_of(query, 0), sharding.axis_of(query, 2))
+    plan = Plan.of(query.shape[1], block, not isinstance(description, Dense))
+    return _attend(plan, query, key, value, Marks(columns_of(query), description))
 
-    def heads_first(x: jax.Array) -> jax.Array:
-        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, plan.padded - T), (0, 0)))
 
-    q = heads_first(query * jnp.asarray(H**-0.5, query.dtype))
-    q = sharding.reshape(q, (B, K, N // K, plan.padded, H), sharding.P(*split, None, None, None))
-    k, v = (heads_first(x).swapaxes(2, 3) for x in (key, value))
-    marks = jax.tree.map(
-        functools.partial(_pad, length=plan.padded), Marks(columns_of(query), description)
-    )
-    out = _attend(plan, q, k, v, marks)
-    out = sharding.reshape(out, (B, N, plan.padded, H), sharding.P(*split, None, None))
-    return out[:, :, :T].swapaxes(1, 2)
+def _queries(plan: Plan, x: Float[Array, "B T N H"], K: int) -> Float[Array, "B K G T H"]:
+    """Heads in front, those that share a key in a group, and columns added to whole blocks."""
+    B, T, N, H = x.shape
+    x = jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, plan.padded - T), (0, 0)))
+    spec = sharding.P(sharding.axis_of(x, 0), sharding.axis_of(x, 1), None, None, None)
+    return sharding.reshape(x, (B, K, N // K, plan.padded, H), spec)
+
+
+def _of_queries(x: Float[Array, "B K G T H"], T: int) -> Float[Array, "B T N H"]:
+    """The inverse of `_queries`."""
+    B, K, G, padded, H = x.shape
+    spec = sharding.P(sharding.axis_of(x, 0), sharding.axis_of(x, 1), None, None)
+    return sharding.reshape(x, (B, K * G, padded, H), spec)[:, :, :T].swapaxes(1, 2)
+
+
+def _keys(plan: Plan, x: Float[Array, "B T K H"]) -> Float[Array, "B K H T"]:
+    x = x.transpose(0, 2, 3, 1)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, plan.padded - x.shape[3])))
+
+
+def _of_keys(x: Float[Array, "B K H T"], like: Float[Array, "B T K H"]) -> Float[Array, "B T K H"]:
+    """The inverse of `_keys`. Not fused with what reads it, which would read column by column."""
+    x = x[..., : like.shape[1]].transpose(0, 3, 1, 2).astype(like.dtype)
+    return lax.optimization_barrier(x)
+
+
+def _arranged(
+    plan: Plan, query: jax.Array, key: jax.Array, value: jax.Array, marks: Marks
+) -> tuple[jax.Array, jax.Array, jax.Array, Marks]:
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    padded = jax.tree.map(functools.partial(_pad, length=plan.padded), marks)
+    return _queries(plan, scaled, key.shape[2]), _keys(plan, key), _keys(plan, value), padded
 
 
 def _pad(x: jax.Array, length: int) -> jax.Array:
@@ -107,36 +126,43 @@ def _pad(x: jax.Array, length: int) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
     plan: Plan,
-    q: Float[Array, "B K G T H"],
-    k: Float[Array, "B K H T"],
-    v: Float[Array, "B K H T"],
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
     marks: Marks,
-) -> Float[Array, "B K G T H"]:
-    return _forward(plan, q, k, v, marks)[0]
+) -> Float[Array, "B T N H"]:
+    return _forward(plan, query, key, value, marks)[0]
 
 
-def _forward(plan: Plan, q: Any, k: Any, v: Any, marks: Marks) -> tuple[jax.Array, Any]:
+def _forward(
+    plan: Plan, query: jax.Array, key: jax.Array, value: jax.Array, marks: Marks
+) -> tuple[jax.Array, Any]:
+    q, k, v, padded = _arranged(plan, query, key, value, marks)
     outputs = []
     for begin, end in plan.bounds():
-        keys, values, seen = k[..., :end], v[..., :end], marks.part(0, end)
+        keys, values, seen = k[..., :end], v[..., :end], padded.part(0, end)
 
         def block(xs: Any, keys=keys, values=values, seen=seen) -> tuple[jax.Array, jax.Array]:
             return _block_forward(xs, keys, values, seen)
 
-        outputs.append(_over_blocks(plan, block, (q[:, :, :, begin:end], marks.part(begin, end))))
+        xs = (q[:, :, :, begin:end], padded.part(begin, end))
+        outputs.append(_over_blocks(plan, block, xs))
     out, logsumexp = (jnp.concatenate(parts, axis=3) for parts in zip(*outputs))
+    out = _of_queries(out, query.shape[1])
     out, logsumexp = (checkpoint_name(x, name) for x, name in zip((out, logsumexp), SAVED))
-    return out, (q, k, v, marks, out, logsumexp)
+    return out, (query, key, value, marks, out, logsumexp)
 
 
 def _backward(plan: Plan, residuals: Any, d_out: jax.Array) -> Any:
-    q, k, v, marks, out, logsumexp = residuals
+    query, key, value, marks, out, logsumexp = residuals
+    q, k, v, padded = _arranged(plan, query, key, value, marks)
+    K, H = key.shape[2:]
     # The softmax's own term of the gradient, a number a query.
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    delta, d_out = _queries(plan, delta, K), _queries(plan, d_out, K)
     d_q, d_k, d_v = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
-    whole = k.shape[-1]
     for begin, end in plan.bounds():
-        keys, values, seen = k[..., :end], v[..., :end], marks.part(0, end)
+        keys, values, seen = k[..., :end], v[..., :end], padded.part(0, end)
         queries = tuple(x[:, :, :, begin:end] for x in (q, d_out, logsumexp, delta))
 
         def block(
@@ -146,12 +172,14 @@ def _backward(plan: Plan, residuals: Any, d_out: jax.Array) -> Any:
             return tuple(a + b for a, b in zip(sums, more)), (d_query,)
 
         sums = tuple(jnp.zeros_like(x, jnp.float32) for x in (keys, values))
-        sums, (d_query,) = _scan_blocks(plan, block, sums, (queries, marks.part(begin, end)))
+        sums, (d_query,) = _scan_blocks(plan, block, sums, (queries, padded.part(begin, end)))
         d_q.append(d_query)
-        later = ((0, 0), (0, 0), (0, 0), (0, whole - end))
+        later = ((0, 0), (0, 0), (0, 0), (0, plan.padded - end))
         d_k, d_v = (total + jnp.pad(x, later) for total, x in zip((d_k, d_v), sums))
+    d_query = _of_queries(jnp.concatenate(d_q, axis=3), query.shape[1])
+    d_query = d_query * jnp.asarray(H**-0.5, query.dtype)
     nothing = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), marks)
-    return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), nothing
+    return d_query, _of_keys(d_k, key), _of_keys(d_v, value), nothing
 
 
 _attend.defvjp(_forward, _backward)

@@ -238,9 +238,10 @@ def apply(
         for _ in capture_weights
     )
 
+    unrolled = _unrolled(config, x.size)
     remat = config.remat
     if remat == "auto":
-        remat = "dots" if jax.default_backend() == "cpu" else "none"
+        remat = "dots" if jax.default_backend() == "cpu" and not unrolled else "none"
     policy = REMAT_POLICIES.get(remat)
 
     def layer_step(carry, xs):
@@ -277,10 +278,23 @@ def apply(
         layer_step,
         (x, captured_states, captured_weights),
         (jnp.arange(config.n_layers), params["layers"], lora_layers, earlier),
+        unroll=unrolled,
     )
     keys, values = (None, None) if new is None else new
     hidden = final_norm(params, config, x)
     return Output(hidden, x, None, keys, values, states, weights)
+
+
+def _unrolled(config: ModelConfig, size: int) -> bool:
+    """Whether the layers of a pass over `size` numbers are laid out one after the other.
+
+    On CPUs a scan copies what each layer leaves for the gradient into arrays of all layers, a tenth
+    of a step; without it, nothing need be computed again, in twice the memory. Small passes are
+    dominated by compiling, and large ones by memory. Who asks for rematerialisation gets it: XLA
+    undoes it where it sees both passes of a layer side by side.
+    """
+    fits = config.n_layers <= 8 and 1 << 19 <= size <= 1 << 22
+    return jax.default_backend() == "cpu" and config.remat in ("auto", "none") and fits
 
 
 def prefill(
