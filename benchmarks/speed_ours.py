@@ -13,7 +13,7 @@ from reasoning_jax import sharding
 from reasoning_jax.config import Config, ModelConfig, OptimizerConfig, SamplingConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.decoding.sampler import ActionIds, make_sampler
-from reasoning_jax.model import spec, transformer
+from reasoning_jax.model import readout, spec, transformer
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import fresh_state, make_program
 
@@ -79,11 +79,50 @@ def sampling(*, batch: int, prompt: int, new_tokens: int, **shape: int) -> worke
     return run
 
 
+LOSSES = ("fused", "chunks", "whole")
+
+
+def loss(*, batch: int, length: int, width: int, vocab: int, how: str) -> worker.Run:
+    """The vocabulary loss and its gradient: "fused" as training does it, with logits recomputed in
+    "chunks", or of the "whole" batch's logits at once.
+    """
+    assert how in LOSSES, how
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((batch, length, width)), jnp.float32)
+    matrix = jnp.asarray(0.05 * rng.standard_normal((width, vocab)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, vocab, (batch, length)), jnp.int32)
+    weights = jnp.ones(labels.shape, jnp.float32)
+    chunk = batch * length if how == "whole" else 0
+    model = ModelConfig(
+        vocab_size=vocab, d_model=width, tied_embeddings=False, loss_chunk_tokens=chunk
+    )
+
+    def value(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+        params = {"unembedding": matrix}
+        if how == "fused":
+            return readout.label_loss(params, model, hidden, labels, weights)[0]
+        return -readout.score_labels(params, model, hidden, labels).log_prob.sum()
+
+    program = jax.jit(jax.value_and_grad(value, argnums=(0, 1))).lower(hidden, matrix).compile()
+
+    class Run:
+        temporaries = int(program.memory_analysis().temp_size_in_bytes)
+
+        def __call__(self) -> int:
+            jax.block_until_ready(program(hidden, matrix))
+            return batch * length
+
+    return Run()
+
+
+WORKS = {"training": training, "sampling": sampling, "loss": loss}
+
+
 def main() -> None:
     keep_freed_memory()
     jax.set_mesh(sharding.make_mesh())
     hello = {"jax": jax.__version__, "devices": str(jax.devices())}
-    worker.serve({"training": training, "sampling": sampling}, hello)
+    worker.serve(WORKS, hello)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,9 @@ from pathlib import Path
 from typing import Any
 
 # A function that does one run to its end, and returns how many tokens are in it. Making it may
-# compile; its first run is not timed.
+# compile; its first run is not timed. It may have `temporaries`, the bytes that its program needs
+# beside arguments and results.
 Run = Callable[[], int]
-
-# What our training asks of malloc (train/heap.py), for a process that is yet to start.
-KEPT_HEAP = {
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    "MALLOC_MMAP_MAX_": "0",
-}
-
 
 def threads_environment(count: int) -> dict[str, str]:
     """What keeps the libraries of a process to `count` threads; its cores are pinned besides."""
@@ -87,7 +80,7 @@ def timed(run: Run, repeats: int = 1) -> dict[str, list[float]]:
 def answer(
     request: Mapping[str, Any], works: Mapping[str, Callable[..., Run]], made: dict[Any, Run]
 ) -> dict[str, Any]:
-    """The times of request["repeats"] runs of request["work"]; the rest are its arguments.
+    """The times (and temporaries) of request["repeats"] runs of request["work"]; the rest are its arguments.
 
     `made` keeps what earlier requests set up; a new one has one run outside timing.
     """
@@ -97,7 +90,7 @@ def answer(
     if key not in made:
         made[key] = works[name](**arguments)
         made[key]()
-    return timed(made[key], repeats)
+    return {"temporaries": getattr(made[key], "temporaries", 0), **timed(made[key], repeats)}
 
 
 def serve(works: Mapping[str, Callable[..., Run]], hello: Mapping[str, Any]) -> None:
