@@ -173,7 +173,9 @@ def test_a_step_that_was_asked_for_is_that_step_or_nothing(three_steps, tmp_path
         # What is not read need not be right, but must be there.
         params, step = checkpoints.restore_params(state_of(0).params)
         assert step == 6
-        assert np.array_equal(params["model"]["embedding"], state_of(6).params["model"]["embedding"])
+        assert np.array_equal(
+            params["model"]["embedding"], state_of(6).params["model"]["embedding"]
+        )
     assert restored(tmp_path / "now", 2) == (2, {})
 
 
