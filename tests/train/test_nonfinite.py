@@ -1,4 +1,4 @@
-"""A NaN or Inf reaches no parameter and no optimizer; it is counted, named, and ends a run in time."""
+"""A NaN or Inf reaches no parameter and no optimizer; it is counted, named, and ends runs."""
 
 import json
 
