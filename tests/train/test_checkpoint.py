@@ -214,6 +214,19 @@ def test_the_state_itself_is_hashed_too(three_steps, tmp_path, monkeypatch):
     assert "not what was saved" in damaged[6][-1]
 
 
+def test_orbax_alone_reads_a_step(three_steps):
+    """What is on disk is the library's own format, with one file more."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(three_steps.absolute()) as manager:
+        assert sorted(manager.all_steps()) == [2, 4, 6]
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(), data=ocp.args.JsonRestore())
+        out = manager.restore(4, args=args)
+    assert out["data"] == DATA
+    want = state_of(4).params["model"]["embedding"]
+    assert np.array_equal(out["params"]["model"]["embedding"], want)
+
+
 def test_what_is_kept(tmp_path):
     """Catches: keep_every counted from the newest, the newest deleted."""
     assert save(tmp_path, *range(1, 10), keep_last=2, keep_every=4) == []
