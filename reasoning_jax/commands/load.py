@@ -57,7 +57,7 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
 
     Without `with_data` the run's data need not be there. Raises as `load_trained` does.
     """
-    saved = runfolder.read_json(workdir / "config.json")
+    saved = runfolder.read_config(workdir)
     # Sections that an older version did not have take their defaults.
     with contextlib.suppress(ConfigError):
         saved = to_dict(from_dict(saved))

@@ -29,6 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from reasoning_jax.durable import sync
 from reasoning_jax.train import manifest
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
 from reasoning_jax.train.state import TrainState
@@ -154,7 +155,7 @@ class Checkpoints:
             manifest.write(saving, step)
             self._faults.reach("commit", step)
             os.rename(saving, final)
-            manifest.sync_folder(self.folder)
+            sync(self.folder)
             self._faults.reach("committed", step)
             findings = manifest.check(final, step)
             if findings:
@@ -272,8 +273,7 @@ class Checkpoints:
         """Everything in a step, on the host: {item: tree of numpy arrays, or JSON values}. Needs no
         devices like those that saved it. Raises CheckpointError.
         """
-        if step not in self.steps():
-            self._read_intact(step, {})
+        self._require(step)
         findings = self.verify(step)
         if findings and manifest.exists(self._path(step)):
             self.damaged = {step: findings}
@@ -291,10 +291,8 @@ class Checkpoints:
             raise CheckpointError(reason) from error
         return out
 
-    def _read_intact(
-        self, step: int | None, items: dict[str, Any], before: int | None = None
-    ) -> tuple[Any, int]:
-        """The items of a step, or of the newest that is intact, and the step."""
+    def _require(self, step: int | None, before: int | None = None) -> list[int]:
+        """The complete steps (below `before`): some, and `step` among them."""
         steps = [n for n in self.steps() if before is None or n < before]
         if not steps:
             below = "" if before is None else f" before step {before}"
@@ -303,6 +301,13 @@ class Checkpoints:
             raise CheckpointError(
                 f"step {step} is not in {self.folder}; there are {', '.join(map(str, steps))}"
             )
+        return steps
+
+    def _read_intact(
+        self, step: int | None, items: dict[str, Any], before: int | None = None
+    ) -> tuple[Any, int]:
+        """The items of a step, or of the newest that is intact, and the step."""
+        steps = self._require(step, before)
         # A step that was asked for is that step, or nothing.
         wanted = steps[::-1] if step is None else [step]
         self.damaged = {}
@@ -325,7 +330,7 @@ class Checkpoints:
             raise CheckpointError(f"cannot be restored: {_reason(error)}") from error
         # From end to end: what is on the devices now against what was there then.
         for name, wanted in dict(out["meta"].get("state_hash", {})).items():
-            if name in items and name != "meta" and state_hash(out[name]) != wanted:
+            if name in items and state_hash(out[name]) != wanted:
                 raise CheckpointError(f"{name}: what was read is not what was saved (state hash)")
         return out
 
@@ -401,7 +406,7 @@ def _async_checkpointer() -> ocp.AsyncCheckpointer:
 
 def _read_numpy(path: Path) -> Any:
     """An item that StandardSave has written, whatever its devices were."""
-    handler = ocp.PyTreeCheckpointHandler()
+    handler: Any = ocp.PyTreeCheckpointHandler()
     tree: Any = handler.metadata(path).tree
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=kinds))

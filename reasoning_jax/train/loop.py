@@ -22,6 +22,7 @@ import numpy as np
 from reasoning_jax.config import Config, ConfigError, ModelConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
+from reasoning_jax.train import nonfinite
 from reasoning_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -32,7 +33,7 @@ from reasoning_jax.train.checkpoint import (
 from reasoning_jax.train.compilation import CompileCounter
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
 from reasoning_jax.train.flops import peak_flops, train_flops_per_token
-from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch
+from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, drop_rows
 from reasoning_jax.train.nonfinite import DUMPS, Diverged, NonfiniteGuard, diagnose, dump_batch
 from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.state_hash import of_state
@@ -117,16 +118,16 @@ def restore_if_any(
       CheckpointError: the folder holds steps, but none of them is complete and readable.
     """
     folder = checkpoints.folder
-    if checkpoints.latest() is None:
-        if not unfinished_only(folder):
-            left = sorted(p.name for p in folder.iterdir())
-            raise CheckpointError(
-                f"{folder} holds {', '.join(left[:3])} but no complete checkpoint; move the run "
-                "folder away to start again"
-            )
-        checkpoints.clean()
-        return run.state, {}
+    fresh = checkpoints.latest() is None
+    if fresh and not unfinished_only(folder):
+        left = sorted(p.name for p in folder.iterdir())
+        raise CheckpointError(
+            f"{folder} holds {', '.join(left[:3])} but no complete checkpoint; move the run folder "
+            "away to start again"
+        )
     checkpoints.clean()
+    if fresh:
+        return run.state, {}
     state, place, meta, arrays = checkpoints.restore(run.state, arrays=run.source.arrays())
     for note in checkpoints.notes(int(state.step)):
         say(note)
@@ -192,7 +193,7 @@ class _Loop:
             run.workdir, self.config.skipped_steps_limit, self.writer.say,
             meta.get("skipped_in_a_row", 0),
         )  # fmt: skip
-        self.guard.drop_from(self.start + 1)
+        drop_rows(run.workdir / nonfinite.FILE, self.start + 1)
         self.rate = _Rate(run)
         # The last dispatched step until it is looked at: number, what was not finite, its batch.
         self.unseen: tuple[int, Any, Callable[[], dict[str, Any]]] | None = None
@@ -251,21 +252,21 @@ class _Loop:
                 self.state, metrics = run.step(self.state, self.batch)
             except FloatingPointError as error:
                 raise FloatingPointError(f"step {step}: {error}") from error
-            nonfinite = metrics.pop("nonfinite").value
+            broken = metrics.pop("nonfinite").value
             self.sums.add(metrics)
             if run.debug:
                 check_identities(metrics, step)
             self.look()
-            self.unseen = (step, nonfinite, run.source.describe())
+            self.unseen = (step, broken, run.source.describe())
 
     def look(self) -> None:
         """Wait for the step that was dispatched last, and see whether it was skipped."""
         if self.unseen is None:
             return
-        step, nonfinite, describe = self.unseen
+        step, broken, describe = self.unseen
         self.unseen = None
         try:
-            self.guard.look(step, nonfinite, describe)
+            self.guard.look(step, broken, describe)
         except Diverged as error:
             where = self.dump(step)
             raise Diverged(f"{error}\n{where}") from None

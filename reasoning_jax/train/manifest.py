@@ -14,6 +14,8 @@ from typing import Any
 
 import xxhash
 
+from reasoning_jax.durable import sync
+
 NAME = "manifest.json"
 _ALGORITHM = "xxh3_128"
 _VERSION = 1
@@ -30,17 +32,16 @@ def write(folder: Path, step: int) -> None:
     """
     files = {}
     for name, path in sorted(_files(folder)):
-        digest, size = _hash(path, sync=True)
+        digest, size = _hash(path)
+        sync(path)
         files[name] = {"bytes": size, "hash": digest}
     body = {"version": _VERSION, "algorithm": _ALGORITHM, "step": step, "files": files}
-    temporary = folder / (NAME + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({**body, "hash": _of_body(body)}, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
-    for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        sync_folder(path)
+    # The folder has not its final name yet: a manifest that is cut off is that of no step.
+    (folder / NAME).write_text(
+        json.dumps({**body, "hash": _of_body(body)}, indent=1) + "\n", encoding="utf-8"
+    )
+    for path in [folder / NAME, folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        sync(path)
 
 
 def exists(folder: Path) -> bool:
@@ -118,31 +119,20 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         for name in [*names, *links]:
             path = Path(top, name)
             relative = path.relative_to(folder).as_posix()
-            if relative not in (NAME, NAME + ".tmp"):
+            if relative != NAME:
                 yield relative, path
 
 
-def _hash(path: Path, sync: bool = False) -> tuple[str, int]:
-    """(hex digest, bytes) of a file; with `sync` it is on disk on return."""
+def _hash(path: Path) -> tuple[str, int]:
+    """(hex digest, bytes) of a file."""
     state, buffer, size = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK)), 0
     with path.open("rb", buffering=0) as file:
         while n := file.readinto(buffer):
             state.update(buffer[:n])
             size += n
-        if sync:
-            os.fsync(file.fileno())
     return state.hexdigest(), size
 
 
 def _of_body(body: dict[str, Any]) -> str:
     """A hash of the manifest's own values, whatever their layout in the file."""
     return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries (renames, deletions) on disk. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ A step is looked at when the next one has been dispatched, so nothing waits for 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,16 +32,6 @@ class NonfiniteGuard:
     def __init__(self, workdir: Path, limit: int, say: Callable[[str], None], in_a_row: int = 0):
         self._path, self._limit, self._say = workdir / FILE, limit, say
         self.in_a_row = in_a_row
-
-    def drop_from(self, step: int) -> None:
-        """Forget the steps from one on, which will be computed again."""
-        if not self._path.exists():
-            return
-        rows = _rows(self._path)
-        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] < step)
-        temporary = self._path.with_name(FILE + ".tmp")
-        temporary.write_text(kept, encoding="utf-8")
-        os.replace(temporary, self._path)
 
     def look(self, step: int, nonfinite: jax.Array, describe: Callable[[], dict[str, Any]]) -> None:
         """Wait for a step, and note it if it was skipped. `describe` names its batch's examples.
@@ -114,15 +103,3 @@ def number(x: Any) -> float | str:
     """A number for JSON: NaN and infinities as text."""
     value = float(np.asarray(x))
     return value if np.isfinite(value) else str(value)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that was cut off
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            found.append(row)
-    return found

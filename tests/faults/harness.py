@@ -126,18 +126,17 @@ def _child(config, workdir, faults, said, environment):
     sys.exit(code)
 
 
-def contents(workdir, step=STEPS):
-    """A checkpoint as {path: array} and its JSON, without the hashes of files."""
-    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
-        items = checkpoints.read_all(step)
+def everything_in(workdir, step=STEPS):
+    """All arrays ({path: array}) and JSON (data, meta) of a checkpoint, as comparable values."""
     import jax
 
+    with Checkpoints(Path(workdir) / "checkpoints") as checkpoints:
+        items = checkpoints.read_all(step)
+    data, meta = items.pop("data"), items.pop("meta")
     arrays = {
-        f"{name}{jax.tree_util.keystr(path)}": np.asarray(x)
-        for name in items.keys() - {"data", "meta"}
-        for path, x in jax.tree.leaves_with_path(items[name])
+        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(items)
     }
-    return arrays, items["data"], items["meta"]
+    return arrays, data, meta
 
 
 def metrics_of(workdir):
@@ -147,7 +146,8 @@ def metrics_of(workdir):
 
 def assert_same(unbroken, broken, step=STEPS):
     """Every array bit by bit, the place in the data, meta and all logged numbers."""
-    (want, *want_json), (got, *got_json) = contents(unbroken, step), contents(broken, step)
+    want, *want_json = everything_in(unbroken, step)
+    got, *got_json = everything_in(broken, step)
     assert want.keys() == got.keys()
     for path, x in want.items():
         assert x.tobytes() == got[path].tobytes(), path

@@ -173,7 +173,9 @@ def test_a_step_that_was_asked_for_is_that_step_or_nothing(three_steps, tmp_path
         # What is not read need not be right, but must be there.
         params, step = checkpoints.restore_params(state_of(0).params)
         assert step == 6
-        assert np.array_equal(params["model"]["embedding"], state_of(6).params["model"]["embedding"])
+        assert np.array_equal(
+            params["model"]["embedding"], state_of(6).params["model"]["embedding"]
+        )
     assert restored(tmp_path / "now", 2) == (2, {})
 
 
@@ -210,6 +212,19 @@ def test_the_state_itself_is_hashed_too(three_steps, tmp_path, monkeypatch):
     used, damaged = restored(tmp_path / "now")
     assert used == 4
     assert "not what was saved" in damaged[6][-1]
+
+
+def test_orbax_alone_reads_a_step(three_steps):
+    """What is on disk is the library's own format, with one file more."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(three_steps.absolute()) as manager:
+        assert sorted(manager.all_steps()) == [2, 4, 6]
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(), data=ocp.args.JsonRestore())
+        out = manager.restore(4, args=args)
+    assert out["data"] == DATA
+    want = state_of(4).params["model"]["embedding"]
+    assert np.array_equal(out["params"]["model"]["embedding"], want)
 
 
 def test_what_is_kept(tmp_path):
