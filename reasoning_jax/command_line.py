@@ -273,13 +273,12 @@ def _value_of(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
+def flag_names() -> list[str]:
+    """Every flag of any command but --config."""
+    return [*_SWITCHES, *_NUMBERS, *_STRINGS]
+
+
 def flag_list() -> str:
     """All flags besides --config and --workdir, for the help."""
-    names = [f"--{name}" for name in (*_SWITCHES, *_NUMBERS, *_STRINGS) if name != "workdir"]
-    return textwrap.fill(
-        "flags: " + " ".join(names),
-        90,
-        subsequent_indent="       ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    names = " ".join(f"--{name}" for name in flag_names() if name != "workdir")
+    return textwrap.fill(f"flags: {names}", 90, subsequent_indent="       ", break_on_hyphens=False)

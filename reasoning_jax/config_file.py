@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import config_dict
+
 from reasoning_jax.config_fields import SHOWN, show
 from reasoning_jax.exit_codes import UsageError, exit_code, first_lines
 
@@ -51,7 +53,7 @@ def open_config_file(name: str) -> Callable[..., Any]:
                 f"{_FUNCTIONS[function]}"
             )
         result = _in_words(name, getattr(module, function), *arguments)
-        if function == "get_config" and not hasattr(result, "to_dict"):
+        if function == "get_config" and not isinstance(result, config_dict.ConfigDict):
             raise UsageError(
                 f"{name}: get_config must return a ConfigDict, got {type(result).__name__}"
             )

@@ -67,6 +67,11 @@ def _run(argv: list[str]) -> int:
     return _COMMANDS[command].run(*command_line.parse(argv, _COMMANDS[command]))
 
 
+def commands() -> list[str]:
+    """The names of all commands."""
+    return list(_COMMANDS)
+
+
 def _config(known: flags.FlagValues, command: str) -> Config:
     if known.config is None:
         need = "--workdir=DIR of a run" if _COMMANDS[command].of_run else "--config=FILE"
