@@ -49,8 +49,9 @@ _STRINGS = {
     "workdir": "Folder of the run.",
     "prompt": "sample: the text to continue; probe: a question to draw the tree of.",
     "prompt_file": "sample: a file with one prompt a line.",
+    "faults": "train, replay: what goes wrong and when, as kill@save:4 (for tests).",
     "scale": "reproduce: smoke, cpu, gpu or paper.",
-    "out": "report: the HTML file; data, export, probe: the folder.",
+    "out": "report: the HTML file; data, export, probe, replay: the folder.",
 }
 _SWITCHES = {
     "print_config": "Print the resolved config as JSON and stop.",
@@ -66,6 +67,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None, str]] = {
     "problem": (None, 0, "probe: the problem of the split to draw the tree of; 0 by default."),
     "problems": (None, 1, "probe, data shortcuts: how many; evaluate.problems by default."),
     "index": (None, None, "sweep: the run to train, from 0."),
+    "step": (None, 1, "replay: the step to compute once more."),
     "samples": (1, 1, "sample: completions a prompt."),
 }
 

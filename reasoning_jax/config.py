@@ -215,6 +215,10 @@ class TrainConfig:
 
     `peak_flops` is one device's peak, for MFU; 0 takes the table in `train/flops.py`, and where
     that has no entry MFU is reported as unknown.
+
+    Of the checkpoints the newest `keep_last` are kept, and every multiple of `keep_every_steps` (0:
+    none). A step with a NaN or Inf is skipped; after `skipped_steps_limit` in a row training ends
+    (exit 3). Every `hash_every_logs`-th training row has a hash of the state (0: none).
     """
 
     steps: int = number(1000, 1)
@@ -222,8 +226,26 @@ class TrainConfig:
     log_every_steps: int = number(50, 1)
     evaluate_every_steps: int = number(0, 0)
     checkpoint_every_steps: int = number(500, 1)
-    keep_checkpoints: int = number(3, 1)
+    keep_last: int = number(3, 1)
+    keep_every_steps: int = number(0, 0)
+    skipped_steps_limit: int = number(10, 1)
+    hash_every_logs: int = number(1, 0)
     peak_flops: float = number(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """When a run counts as stuck and is ended with the stacks of its threads (exit 134): a step
+    after `step_medians` times the median of the last ones, but at least `step_s`; compiling, saving
+    and evaluating after limits of their own.
+    """
+
+    enabled: bool = True
+    step_s: float = number(60.0, above=0.0)
+    step_medians: float = number(10.0, 1.0)
+    compile_s: float = number(3600.0, above=0.0)
+    checkpoint_s: float = number(900.0, above=0.0)
+    evaluate_s: float = number(7200.0, above=0.0)
 
 
 @dataclass(frozen=True)
@@ -300,6 +322,7 @@ class Config:
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from reasoning_jax.config_fields import ConfigError
 
-EXIT_OK, EXIT_USAGE, EXIT_CHECKPOINT = 0, 2, 4
+EXIT_OK, EXIT_USAGE, EXIT_DIVERGED, EXIT_CHECKPOINT = 0, 2, 3, 4
 
 # Modules that are not loaded cannot have raised: their errors are looked up, not imported.
 _ERRORS = (
     ("reasoning_jax.train.checkpoint", "CheckpointError", EXIT_CHECKPOINT),
+    ("reasoning_jax.train.nonfinite", "Diverged", EXIT_DIVERGED),
     ("reasoning_jax.tasks.base", "TaskError", EXIT_USAGE),
     ("reasoning_jax.data.examples", "DataError", EXIT_USAGE),
     ("reasoning_jax.vocab", "VocabError", EXIT_USAGE),

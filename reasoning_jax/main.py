@@ -134,7 +134,9 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
 
     if workdir is None:
         return train.dry_run(config)
-    return train.train(config, workdir, _overrides(known), known.quiet, known.debug)
+    return train.train(
+        config, workdir, _overrides(known), known.quiet, known.debug, known.faults or ""
+    )
 
 
 def _evaluate(known: flags.FlagValues, _: list[str]) -> int:
@@ -221,6 +223,35 @@ def _export(known: flags.FlagValues, _: list[str]) -> int:
     return export.export(config, workdir, Path(known.out), known.checkpoint)
 
 
+def _replay(known: flags.FlagValues, _: list[str]) -> int:
+    if known.step is None:
+        raise UsageError("replay needs --step=N, the step to compute once more")
+    workdir, config = _workdir(known, "replay"), _config(known, "replay")
+    from reasoning_jax.commands import replay
+
+    out = Path(known.out) if known.out else None
+    return replay.replay(config, workdir, known.step, out, known.faults or "")
+
+
+def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
+    action, runs = (words[0] if words else ""), words[1:]
+    wanted = {"verify": 1, "list": 1, "diff": 2}.get(action)
+    if wanted is None or len(runs) != wanted:
+        raise UsageError(
+            "checkpoint knows verify RUN [--checkpoint=N], list RUN, and diff RUN[@N] RUN[@N]; to "
+            "write one in another format there is export"
+        )
+    if action != "verify" and known["checkpoint"].present:
+        raise UsageError(f"checkpoint {action} does not take --checkpoint")
+    from reasoning_jax.commands import checkpoint
+
+    if action == "verify":
+        return checkpoint.verify(Path(runs[0]), known.checkpoint)
+    if action == "list":
+        return checkpoint.list_steps(Path(runs[0]))
+    return checkpoint.diff(*runs)
+
+
 def _sweep(known: flags.FlagValues, _: list[str]) -> int:
     if known.config is None:
         raise UsageError("sweep needs a config: reasoning-jax sweep FILE[:ARG] --workdir=DIR --all")
@@ -278,7 +309,7 @@ def _experiment(name: str) -> Path:
 _COMMANDS = {
     "train": Command(
         "train (or continue) the run in --workdir",
-        ("config", "workdir", "print_config", "explain", "dry_run", "debug", "quiet"),
+        ("config", "workdir", "print_config", "explain", "dry_run", "debug", "quiet", "faults"),
         _train,
     ),
     "evaluate": Command(
@@ -318,6 +349,18 @@ _COMMANDS = {
         "write a checkpoint as a Hugging Face folder to --out",
         ("config", "workdir", "debug", "checkpoint", "out"),
         _export,
+        of_run=True,
+    ),
+    "checkpoint": Command(
+        "verify|list RUN, diff RUN[@N] RUN[@N]: what is saved, and whether it is still that",
+        ("checkpoint",),
+        _checkpoint,
+        words=3,
+    ),
+    "replay": Command(
+        "compute step --step of the run in --workdir once more: loss, gradients, its batch",
+        ("config", "workdir", "debug", "step", "out", "faults"),
+        _replay,
         of_run=True,
     ),
     "sweep": Command(

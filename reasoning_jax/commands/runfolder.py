@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from reasoning_jax.config_check import from_dict
 from reasoning_jax.vocab import Vocab, VocabError
 
 # What may differ between a run and its continuation; everything else decides the result.
-_MAY_CHANGE = ("train", "evaluate", "sampling", "mesh")
+_MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -89,6 +90,30 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """For the duration of a block no other process trains in this folder.
+
+    The lock is the kernel's and ends with the process, however that ends.
+
+    Raises:
+      ConfigError: another process does.
+    """
+    with (workdir / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(200).strip() or "another process"
+            raise ConfigError(
+                f"{workdir} is being trained by {owner}; wait for it, or use another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def read_vocab(workdir: Path) -> Vocab:

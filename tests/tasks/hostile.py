@@ -126,7 +126,7 @@ ALPHABETS = (
 def hostile(answer: str, count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
     """(title, string): every family in every length in turn, some around the right `answer`.
 
-    None of them is the right answer, whatever of blanks a verifier forgives.
+    None of them is the right answer, blanks and commas aside, which some verifiers forgive.
     """
     rng = random.Random(f"hostile {seed}")
     sizes = [n for n in LENGTHS for _ in FAMILIES]
@@ -141,7 +141,7 @@ def hostile(answer: str, count: int, seed: int = 0) -> Iterator[tuple[str, str]]
             # A right answer with something about it that is more than blanks.
             text = rng.choice((text + answer, answer + text, text + answer + text))
             name += " around an answer"
-        if text.strip() in (answer.strip(), answer.strip() * 2):
+        if text.replace(",", "").strip() in (answer.strip(), answer.strip() * 2):
             text += "~"
         yield f"{name}, {n}", text
 
