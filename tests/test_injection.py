@@ -137,7 +137,7 @@ def run(tmp_path, *more):
         names += [tmp_path / f"{name}.jsonl", tmp_path / f"{name}.txt"]
     done = subprocess.run(
         [sys.executable, "-B", "-c", DRIVER, *map(str, names), *more], input=json.dumps(INJECTIONS),
-        capture_output=True, text=True, timeout=240, check=False, cwd=here,
+        capture_output=True, text=True, timeout=100, check=False, cwd=here,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
