@@ -401,7 +401,7 @@ def _async_checkpointer() -> ocp.AsyncCheckpointer:
 
 def _read_numpy(path: Path) -> Any:
     """An item that StandardSave has written, whatever its devices were."""
-    handler = ocp.PyTreeCheckpointHandler()
+    handler: Any = ocp.PyTreeCheckpointHandler()
     tree: Any = handler.metadata(path).tree
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=kinds))
