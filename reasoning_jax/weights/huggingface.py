@@ -250,7 +250,9 @@ def export(
         raise WeightsError(f"this model is of family {found}, not {family}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:
-            raise WeightsError(f"{folder} is not empty; give another folder, or overwrite=True")
+            raise WeightsError(
+                f"{folder} is not empty; give another folder (in Python, overwrite=True)"
+            )
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{folder} holds no model and is not overwritten")
     if chat_template is not None and tokenizer_json is None:
