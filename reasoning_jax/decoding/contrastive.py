@@ -161,7 +161,9 @@ def _search(
         unit = jnp.where(is_best[..., None], units, 0).sum(1)
         return {
             # It never deletes: the probability of <backspace> is not looked at.
-            **record.recorded(s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])),
+            **record.recorded(
+                s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])
+            ),
             "cache": kv.extend(context, keys, values),
             "tokens": jnp.where(written, action[:, None], s["tokens"]),
             "top": jnp.where(is_best[..., None], out.hidden, 0).sum(1),

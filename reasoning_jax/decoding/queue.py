@@ -191,7 +191,6 @@ def first_rows(
 ) -> State:
     """The state in which the first B rows of a queue begin."""
     group, rows = queue.group, sharding.axis_of(queue.row_ids, 0)
-    Q, N = queue.row_ids.shape[0], queue.prompts.ids.shape[0]
     k = -(-B // group)
 
     def first(x: jax.Array, k: int) -> jax.Array:
@@ -202,7 +201,7 @@ def first_rows(
     if group > 1:
         index = places.divided(jnp.arange(B) // group, rows)
         # Each prompt's rows stand on its device if they are as many on each.
-        beside = B == k * group and not k % places.parts_of(rows)
+        beside = k * group == B and not k % places.parts_of(rows)
 
         def of_rows(x: jax.Array) -> jax.Array:
             if beside:
@@ -245,7 +244,7 @@ def _put_away(s: State, out: State | None, at: Int[Array, "n r"]) -> State:
 
     What is in no place is dropped.
     """
-    n, Q = at.shape[0], 0
+    n = at.shape[0]
     own = {name: s[name] for name in ("length", "tokens", "depth", "row")}
     own = {
         name: places.joined(jax.vmap(lambda x, at: x[at])(places.by_part(x, n), at))

@@ -99,6 +99,4 @@ def completions(s: dict[str, Any]) -> Completions:
     """Of a batch whose rows all began in step 0."""
     counts = jnp.arange(s["log"]["actions"].shape[0])[None, :] < s["length"][:, None]
     log = {k: jnp.where(counts, x.T, 0).astype(x.dtype) for k, x in s["log"].items()}
-    return Completions(
-        **log, length=s["length"], tokens=s["tokens"], token_count=s["depth"] + 1
-    )
+    return Completions(**log, length=s["length"], tokens=s["tokens"], token_count=s["depth"] + 1)

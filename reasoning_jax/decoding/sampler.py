@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.decoding import queue as queues
 from reasoning_jax.decoding import record
