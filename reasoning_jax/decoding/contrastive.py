@@ -53,7 +53,8 @@ def make_contrastive_sampler(
     """A jitted `search(params, prompts, prompt_length, floor, row_ids, key, lora=None)`.
 
     Takes the arguments of the function that `sampler.make_sampler` returns up to `lora`, a prompt
-    for each row, so that one may stand for the other; `floor`, `row_ids` and `key` change nothing here. Of `sampling` it reads
+    for each row, so that one may stand for the other; `floor`, `row_ids` and `key` change nothing
+    here. Of `sampling` it reads
     `contrastive_candidates` (more than the vocabulary holds means all of it),
     `contrastive_penalty`, `max_actions` and `max_new_tokens`. `log_probs` are those of p above.
     """
