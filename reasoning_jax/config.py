@@ -10,6 +10,7 @@ One unit per key, in its name. Batch sizes are global.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from reasoning_jax.config_fields import (
     int_hint,
     nearest_name,
     number,
+    show,
 )
 from reasoning_jax.config_objectives import (
     LatentConfig,
@@ -32,7 +34,8 @@ __all__ = [
     "Config", "ConfigError", "DataConfig", "EvaluateConfig", "LatentConfig", "LoraConfig",
     "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
     "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
-    "VocabConfig", "WeightsConfig", "default_config", "nearest_name", "parse_arg", "to_dict",
+    "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
+    "parse_arg", "to_dict",
 ]  # fmt: skip
 
 
@@ -212,6 +215,10 @@ class TrainConfig:
 
     `peak_flops` is one device's peak, for MFU; 0 takes the table in `train/flops.py`, and where
     that has no entry MFU is reported as unknown.
+
+    Of the checkpoints the newest `keep_last` are kept, and every multiple of `keep_every_steps` (0:
+    none). A step with a NaN or Inf is skipped; after `skipped_steps_limit` in a row training ends
+    (exit 3). Every `hash_every_logs`-th training row has a hash of the state (0: none).
     """
 
     steps: int = number(1000, 1)
@@ -219,8 +226,26 @@ class TrainConfig:
     log_every_steps: int = number(50, 1)
     evaluate_every_steps: int = number(0, 0)
     checkpoint_every_steps: int = number(500, 1)
-    keep_checkpoints: int = number(3, 1)
+    keep_last: int = number(3, 1)
+    keep_every_steps: int = number(0, 0)
+    skipped_steps_limit: int = number(10, 1)
+    hash_every_logs: int = number(1, 0)
     peak_flops: float = number(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """When a run counts as stuck and is ended with the stacks of its threads (exit 134): a step
+    after `step_medians` times the median of the last ones, but at least `step_s`; compiling, saving
+    and evaluating after limits of their own.
+    """
+
+    enabled: bool = True
+    step_s: float = number(60.0, above=0.0)
+    step_medians: float = number(10.0, 1.0)
+    compile_s: float = number(3600.0, above=0.0)
+    checkpoint_s: float = number(900.0, above=0.0)
+    evaluate_s: float = number(7200.0, above=0.0)
 
 
 @dataclass(frozen=True)
@@ -297,6 +322,7 @@ class Config:
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -323,13 +349,24 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     for part in filter(None, (arg or "").split(",")):
         name, given, text = part.partition("=")
         if name not in defaults:
-            raise ConfigError(f"config argument {name!r} is unknown{nearest_name(name, defaults)}")
+            raise ConfigError(
+                f"config argument {show(name)} is unknown{nearest_name(name, defaults)}"
+            )
         if not given and not isinstance(defaults[name], bool):
             raise ConfigError(
                 f"config argument {name} needs a value, as in {name}={defaults[name]}"
             )
         values[name] = _parse_as(name, text if given else "true", defaults[name])
     return config_dict.ConfigDict(values)
+
+
+def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, Any]) -> None:
+    """For config files: refuse an argument that is none of `options`. Raises ConfigError."""
+    if value not in options:
+        raise ConfigError(
+            f"{name} must be one of {', '.join(options)}; got {show(value)}"
+            f"{nearest_name(value, options)}"
+        )
 
 
 def _parse_as(name: str, text: str, default: Any) -> Any:
@@ -340,7 +377,7 @@ def _parse_as(name: str, text: str, default: Any) -> Any:
         return kind(text)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"config argument {name} must be {article(kind.__name__)}, got {text!r} "
+            f"config argument {name} must be {article(kind.__name__)}, got {show(text)} "
             f"(default {default!r}){int_hint(kind, text)}"
         ) from None
 

@@ -229,17 +229,16 @@ def validate(config: Config) -> None:
         raise ConfigError(f"at most one mesh axis may be -1, got {config.mesh}")
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0:
-            raise ConfigError(f"mesh.{name} must be -1 or >= 1, got 0")
+            raise ConfigError(f"mesh.{name} must be -1 or >= 1, got 0; the nearest legal is 1")
+    known = (max(1, n) for n in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
+    _check_split(config, None if config.weights.path else model, *known)
 
 
 def _check_architecture(model: ModelConfig) -> None:
     if model.n_heads % model.n_kv_heads:
-        n = model.n_heads
-        small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-        legal = sorted({*small, *(n // k for k in small)}, key=lambda k: abs(k - model.n_kv_heads))
         raise ConfigError(
-            f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={n}; nearest "
-            f"legal: {', '.join(map(str, sorted(legal[:3])))}"
+            f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={model.n_heads}; "
+            f"nearest legal: {nearest_divisors(model.n_kv_heads, model.n_heads)}"
         )
     if model.position == "rope" and model.head_dim % 2:
         raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")
@@ -283,6 +282,17 @@ def check_devices(config: Config, model: ModelConfig, devices: int) -> tuple[int
             f"tensor) does not cover {devices} devices; make the product {devices}, or one axis -1"
         )
     data, fsdp, tensor = shape
+    _check_split(config, model, data, fsdp, tensor)
+    return data, fsdp, tensor
+
+
+def _check_split(
+    config: Config, model: ModelConfig | None, data: int, fsdp: int, tensor: int
+) -> None:
+    """Refuse rows and a model that these axes do not divide; of an unknown model nothing is said.
+
+    An axis of unknown size is 1 here: what a multiple divides, it divides, too.
+    """
     split = data * fsdp
     micro = config.train.batch_rows // config.optimizer.accumulate
     if micro % split:
@@ -297,17 +307,22 @@ def check_devices(config: Config, model: ModelConfig, devices: int) -> tuple[int
             f"replay.refresh_rollouts={refresh} is not divisible by data x fsdp = {split}; nearest "
             f"legal: {nearest_multiples(refresh, split)}"
         )
-    for name, parts in (("n_heads", tensor), ("n_kv_heads", tensor), ("d_ff", tensor)):
-        if getattr(model, name) % parts:
+    if model is None:
+        return
+    shared = ("n_heads", "n_kv_heads", "d_ff")
+    for name in shared:
+        if getattr(model, name) % tensor:
+            common = math.gcd(*(getattr(model, other) for other in shared))
             raise ConfigError(
-                f"model.{name}={getattr(model, name)} is not divisible by mesh.tensor={parts}"
+                f"model.{name}={getattr(model, name)} is not divisible by mesh.tensor={tensor}; "
+                f"nearest legal mesh.tensor: {nearest_divisors(tensor, common)}, or model.{name}: "
+                f"{nearest_multiples(getattr(model, name), tensor)}"
             )
     if model.d_model % fsdp:
         raise ConfigError(
             f"model.d_model={model.d_model} is not divisible by mesh.fsdp={fsdp}; nearest legal: "
             f"{nearest_multiples(model.d_model, fsdp)}"
         )
-    return data, fsdp, tensor
 
 
 def batch_tree(config: Config, mesh_shape: Sequence[int]) -> str:
@@ -330,3 +345,10 @@ def nearest_multiples(value: int, factor: int, count: int = 3) -> str:
     near = sorted({factor * max(1, base + i) for i in range(-count, count + 1)})
     chosen = sorted(sorted(near, key=lambda m: (abs(m - value), m))[:count])
     return ", ".join(map(str, chosen))
+
+
+def nearest_divisors(value: int, number: int, count: int = 3) -> str:
+    """The `count` divisors of `number` nearest to `value`, as text."""
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    legal = sorted({*small, *(number // k for k in small)}, key=lambda k: (abs(k - value), k))
+    return ", ".join(map(str, sorted(legal[:count])))

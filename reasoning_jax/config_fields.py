@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -58,6 +58,33 @@ def int_hint(kind: type, value: Any) -> str:
 def nearest_name(name: str, options: Mapping[str, Any] | Sequence[str]) -> str:
     close = difflib.get_close_matches(name[:SHOWN], list(options), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(options)}"
+
+
+def nearest_key(name: str, keys: Iterable[str]) -> str | None:
+    """Of dotted keys the one that `name` was meant to be: learning_rate, lr, train.seed, or a typo.
+
+    Its last part counts most, whatever section it was put into; None where nothing is near.
+    """
+    name = name[:SHOWN].lower().replace("-", "_")
+    last = name.rpartition(".")[2]
+    ends = {key: key.rpartition(".")[2] for key in keys}
+    meant = [key for key in ends if ends[key] == last]
+    if not meant:
+        near = difflib.get_close_matches(last, ends.values(), n=1, cutoff=0.75)
+        # "lr" is learning_rate.
+        meant = [key for key in ends if ends[key] in near] or [
+            key for key in ends if last and last == "".join(w[:1] for w in ends[key].split("_"))
+        ]
+    return min(
+        meant, key=lambda key: -difflib.SequenceMatcher(None, name, key).ratio(), default=None
+    )
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings (ConfigDicts, too) by dotted name, {"train.steps": 1000}."""
+    if not hasattr(values, "keys"):
+        return {prefix[:-1]: values}
+    return {k: v for name in values for k, v in flat(values[name], f"{prefix}{name}.").items()}
 
 
 def as_tuple(value: Any) -> Any:

@@ -1,77 +1,29 @@
-"""`reasoning-jax COMMAND --config=FILE[:ARG] --workdir=DIR --config.a.b=value`: flags and dispatch.
+"""`reasoning-jax COMMAND --config=FILE[:ARG] --workdir=DIR --config.a.b=value`: the commands.
 
-Only parses, checks and dispatches. Every error of the user's ends here as at most six lines on
-stderr and the exit code of its kind, before a backend starts wherever that is possible.
+Only dispatches: the table below has a row a command. Every error of the user's ends here as at most
+six lines on stderr and the exit code of its kind, before a backend starts wherever that is
+possible.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import io
 import os
-import re
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from reasoning_jax import command_line
+from reasoning_jax.command_line import USAGE, Command
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.config_check import from_dict
-from reasoning_jax.config_fields import int_hint, show
-
-EXIT_OK, EXIT_USAGE, EXIT_CHECKPOINT = 0, 2, 4
-
-_COMMANDS = {
-    "train": "train (or continue) the run in --workdir",
-    "evaluate": "evaluate a checkpoint of the run in --workdir",
-    "sample": "continue --prompt or each line of --prompt_file with a checkpoint",
-    "report": "RUN [RUN ...]: one HTML page over run folders",
-    "data": "build: write a task's problems under --out; shortcuts: ProsQA answered without search",
-    "probe": "look into the thoughts of the run in --workdir: numbers, pictures, a page",
-    "export": "write a checkpoint as a Hugging Face folder to --out",
-    "sweep": "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
-    "reproduce": "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
-}
-_USAGE = "usage: reasoning-jax COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.a.b=value]"
-# What each command heeds; any other flag is a mistake and is refused.
-_TAKES = {
-    "train": ("config", "workdir", "print_config", "dry_run", "debug", "quiet"),
-    "evaluate": ("config", "workdir", "print_config", "debug", "checkpoint"),
-    "sample": ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
-    "report": ("out",),
-    "data": ("config", "debug", "out", "problems"),
-    "probe": (
-        "config",
-        "workdir",
-        "debug",
-        "checkpoint",
-        "problem",
-        "problems",
-        "prompt",
-        "out",
-    ),
-    "export": ("config", "workdir", "debug", "checkpoint", "out"),
-    "sweep": ("config", "workdir", "index", "all", "list", "debug", "quiet"),
-    "reproduce": ("config", "workdir", "scale", "debug", "quiet"),
-}
-_WITH_RUN = ("evaluate", "sample", "probe", "export")
-_CONFIG_FILE_FUNCTIONS = {
-    "get_config": "that returns a ConfigDict",
-    "get_sweep": "that returns points, as in docs/sweeps.md",
-    "get_study": "that returns a report.study.Study",
-}
-# As config_flags finds them.
-_OVERRIDE = re.compile(r"--?(no)?config\.")
-_SAVED_CONFIG = Path(__file__).parent / "commands" / "saved_config.py"
-
-
-class UsageError(ConfigError):
-    """The command line is wrong."""
+from reasoning_jax.config_file import open_config_file
+from reasoning_jax.exit_codes import EXIT_OK, EXIT_USAGE, UsageError, exit_code, first_lines
+from reasoning_jax.preflight import check_files, check_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,7 +44,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:
-        code = _exit_code(error)
+        code = exit_code(error)
         if code is None:
             raise
         lines = str(error).strip().split("\n")
@@ -102,239 +54,30 @@ def run(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     if len(argv) < 2 or argv[1] == "help" or {"--help", "-help", "-h"} & {*argv[1:]}:
-        print(_USAGE)
-        for name, what in _COMMANDS.items():
-            print(f"  {name:<10} {what}")
-        print("flags: --print_config --dry_run --debug --quiet --checkpoint --prompt --prompt_file")
-        print("       --samples --problem --problems --out --index --all --list --scale")
+        print(USAGE)
+        for name, row in _COMMANDS.items():
+            print(f"  {name:<10} {row.what}")
+        print(command_line.flag_list())
         return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
     command = argv[1]
     if command not in _COMMANDS:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
-        raise UsageError(f"unknown command {command!r}; {hint}\n{_USAGE}")
-    handler: Callable[[flags.FlagValues, list[str]], int] = {
-        "train": _train,
-        "evaluate": _evaluate,
-        "sample": _sample,
-        "report": _report,
-        "data": _data,
-        "probe": _probe,
-        "export": _export,
-        "sweep": _sweep,
-        "reproduce": _reproduce,
-    }[command]
-    return handler(*_parse_flags(argv, command))
-
-
-def _define_flags(arguments: Sequence[str]) -> flags.FlagValues:
-    """Fresh flags, so that one process can run several command lines."""
-    known = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "Python file with get_config(arg).",
-        flag_values=known, lock_config=True, sys_argv=list(arguments),
-    )  # fmt: skip
-    for name, what in (
-        ("workdir", "Folder of the run."),
-        ("prompt", "sample: the text to continue; probe: a question to draw the tree of."),
-        ("prompt_file", "sample: a file with one prompt a line."),
-        ("scale", "reproduce: smoke, cpu, gpu or paper."),
-        ("out", "report: the HTML file; data, export, probe: the folder."),
-    ):
-        flags.DEFINE_string(name, None, what, flag_values=known)
-    for name, what in (
-        ("print_config", "Print the resolved config as JSON and stop."),
-        ("dry_run", "Print shapes, memory and batch tree; allocate nothing."),
-        ("debug", "Checks for NaN, leaked tracers, reused keys; explains recompilation."),
-        ("quiet", "No progress lines."),
-        ("all", "sweep: every run, one after the other."),
-        ("list", "sweep: print the runs and train none."),
-    ):
-        flags.DEFINE_bool(name, False, what, flag_values=known)
-    flags.DEFINE_integer(
-        "checkpoint", None, "Step to load; the newest by default.",
-        lower_bound=0, flag_values=known,
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "problem", None, "probe: the problem of the split to draw the tree of; 0 by default.",
-        lower_bound=0, flag_values=known,
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "problems", None, "probe, data shortcuts: how many; evaluate.problems by default.",
-        lower_bound=1, flag_values=known,
-    )  # fmt: skip
-    flags.DEFINE_integer("index", None, "sweep: the run to train, from 0.", flag_values=known)
-    flags.DEFINE_integer(
-        "samples", 1, "sample: completions a prompt.", lower_bound=1, flag_values=known
-    )
-    return known
-
-
-def _parse_flags(argv: list[str], command: str) -> tuple[flags.FlagValues, list[str]]:
-    """The flags, and what is left besides the command."""
-    has_config = any(a.split("=")[0] in ("--config", "-config") for a in argv[2:])
-    arguments = [argv[0], *argv[2:]]
-    if command in _WITH_RUN and not has_config:
-        workdir = _value_of(argv, "workdir")
-        if workdir is not None:
-            # Before the overrides: --config.a.b applies to the run's own config.
-            arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
-    if command == "sweep" and not has_config and argv[2:] and argv[2][:1] not in ("", "-"):
-        arguments[1] = f"--config={argv[2]}"
-    if command == "reproduce" and not has_config and argv[2:] and argv[2][:1] not in ("", "-"):
-        from reasoning_jax.commands.reproduce import experiment_file
-
-        arguments[1] = f"--config={experiment_file(argv[2])}"
-    _check_overrides(arguments)
-    known = _define_flags(arguments)
-    # Libraries read their own flags, of which we offer none.
-    flags.FLAGS.mark_as_parsed()
-    try:
-        rest = known(arguments)[1:]
-    except flags.Error as error:
-        raise UsageError(f"{_first_lines(error)}\n{_USAGE}") from None
-    except Exception as error:
-        if _exit_code(error) is not None:
-            raise
-        raise UsageError(f"the config cannot be read: {_first_lines(error)}") from None
-    for name in known:
-        if known[name].present and name.split(".")[0] not in _TAKES[command]:
-            takes = " ".join(f"--{flag}" for flag in _TAKES[command])
-            raise UsageError(f"{command} does not take --{name}; it takes {takes}")
-    allowed = {"report": None, "data": 1}.get(command, 0)
-    if allowed is not None and len(rest) > allowed:
-        extra = rest[allowed]
-        hint = f"; did you mean --{extra}?" if extra.startswith("config.") else ""
-        if command == "sweep" and not hint:
-            hint = "; there is one CONFIG, right after the command or as --config=CONFIG"
-        raise UsageError(f"unexpected argument {extra!r}{hint}\n{_USAGE}")
-    return known, rest
-
-
-def _check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse a bad config file, unknown keys and ill-typed values in words of our own.
-
-    config_flags finds them too, but reports them as tracebacks or without the key.
-    """
-    file = _value_of(arguments, "config")
-    given = [a for a in arguments if _OVERRIDE.match(a)]
-    if file is None:
-        if given:
-            raise UsageError(f"--{given[0].lstrip('-')} needs --config=FILE before it")
-        return
-    config = _load_config_file(file)
-    for argument in given:
-        flag, equals, text = argument.lstrip("-").partition("=")
-        node: Any = config
-        names = flag.split(".")[1:]
-        for i, name in enumerate(names):
-            name = name.split("[")[0]
-            if not hasattr(node, "keys") or name not in node:
-                known = list(node.keys()) if hasattr(node, "keys") else []
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UsageError(f"unknown key {'.'.join(names[: i + 1])}; {hint}")
-            node = node[name]
-        key = ".".join(names)
-        if flag.startswith("no") and (equals or not isinstance(node, bool)):
-            raise UsageError(f"--{flag} is for true or false; write --config.{key}=VALUE")
-        _check_override_type(key, node, text if equals else None)
-
-
-def _check_override_type(key: str, default: Any, text: str | None) -> None:
-    if hasattr(default, "keys"):
-        raise UsageError(f"{key} is a section; set one of {', '.join(default.keys())}")
-    kind = type(default)
-    if kind not in (bool, int, float) or text is None:
-        return
-    if kind is bool:
-        if text.lower() not in ("true", "t", "1", "false", "f", "0"):
-            raise UsageError(f"{key} must be true or false, got {show(text)}")
-        return
-    try:
-        kind(text)
-    except ValueError:
-        raise UsageError(
-            f"{key} must be {'an int' if kind is int else 'a number'}, got {show(text)} "
-            f"(its value in the file is {default!r}){int_hint(kind, text)}"
-        ) from None
-
-
-def _load_config_file(value: str) -> Any:
-    """Run a config file's `get_config` and return what it gives. Raises UsageError."""
-    name, colon, argument = value.partition(":")
-    return _open_config_file(name)("get_config", *([argument] if colon else []))
-
-
-def _open_config_file(name: str) -> Callable[..., Any]:
-    """Run a config file; returns `call(function, *arguments)`. Both raise UsageError."""
-    path = Path(name)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        files = [p.name for p in folder.glob("*.py")]
-        near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.4)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        raise UsageError(f"--config={name}: there is no such file{hint}")
-    spec = importlib.util.spec_from_file_location("reasoning_jax_config_file", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    _in_words(name, spec.loader.exec_module, module)
-
-    def call(function: str, *arguments: str) -> Any:
-        if not hasattr(module, function):
-            given = "scale" if function == "get_study" else 'arg=""'
-            raise UsageError(
-                f"{name} defines no {function}; it needs a `def {function}({given}):` "
-                f"{_CONFIG_FILE_FUNCTIONS[function]}"
-            )
-        result = _in_words(name, getattr(module, function), *arguments)
-        if function == "get_config" and not hasattr(result, "to_dict"):
-            raise UsageError(
-                f"{name}: get_config must return a ConfigDict, got {type(result).__name__}"
-            )
-        return result
-
-    return call
-
-
-def _in_words(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call into config file `name`; what is wrong there is a UsageError with its line."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        if _exit_code(error) is not None:
-            raise
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
-        where = f", line {lines[-1]}" if lines else ""
-        raise UsageError(f"{name}{where}: {type(error).__name__}: {_first_lines(error)}") from None
-
-
-def _value_of(argv: Sequence[str], name: str) -> str | None:
-    """The value of a flag before flags are parsed; the last one counts."""
-    value = None
-    for i, argument in enumerate(argv):
-        if argument in (f"--{name}", f"-{name}"):
-            value = argv[i + 1] if i + 1 < len(argv) else None
-        elif argument.startswith((f"--{name}=", f"-{name}=")):
-            value = argument.partition("=")[2]
-    return value
-
-
-def _first_lines(error: BaseException, count: int = 3) -> str:
-    return "\n".join(str(error).strip().split("\n")[:count])
+        raise UsageError(f"unknown command {command!r}; {hint}\n{USAGE}")
+    return _COMMANDS[command].run(*command_line.parse(argv, _COMMANDS[command]))
 
 
 def _config(known: flags.FlagValues, command: str) -> Config:
     if known.config is None:
-        need = "--workdir=DIR of a run" if command in _WITH_RUN else "--config=FILE"
-        raise UsageError(f"{command} needs {need}\n{_USAGE}")
+        need = "--workdir=DIR of a run" if _COMMANDS[command].of_run else "--config=FILE"
+        raise UsageError(f"{command} needs {need}\n{USAGE}")
     try:
         config = from_dict(known.config.to_dict())
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"the config cannot be read: {_first_lines(error)}") from None
+        raise ConfigError(f"the config cannot be read: {first_lines(error)}") from None
+    check_task(config)
     if known.debug:
         _switch_on_debugging()
     return config
@@ -347,7 +90,7 @@ def _overrides(known: flags.FlagValues) -> list[str]:
 
 def _workdir(known: flags.FlagValues, command: str) -> Path:
     if not known.workdir:
-        raise UsageError(f"{command} needs --workdir=DIR\n{_USAGE}")
+        raise UsageError(f"{command} needs --workdir=DIR\n{USAGE}")
     return Path(known.workdir)
 
 
@@ -365,11 +108,14 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
     if known.print_config:
         return _print_config(config)
     workdir = None if known.dry_run else _workdir(known, "train")
+    check_files(config)
     from reasoning_jax.commands import train
 
     if workdir is None:
         return train.dry_run(config)
-    return train.train(config, workdir, _overrides(known), known.quiet, known.debug)
+    return train.train(
+        config, workdir, _overrides(known), known.quiet, known.debug, known.faults or ""
+    )
 
 
 def _evaluate(known: flags.FlagValues, _: list[str]) -> int:
@@ -393,7 +139,7 @@ def _sample(known: flags.FlagValues, _: list[str]) -> int:
 
 def _report(known: flags.FlagValues, runs: list[str]) -> int:
     if not runs:
-        raise UsageError(f"report needs at least one run folder\n{_USAGE}")
+        raise UsageError(f"report needs at least one run folder\n{USAGE}")
     from reasoning_jax.commands import report
 
     out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
@@ -419,7 +165,9 @@ def _data(known: flags.FlagValues, words: list[str]) -> int:
         return data.shortcuts(config, known.problems or config.evaluate.problems)
     if not known.out:
         raise UsageError("data build needs --out=DIR")
-    return data.build(_config(known, "data"), Path(known.out))
+    config = _config(known, "data")
+    check_files(config)
+    return data.build(config, Path(known.out))
 
 
 def _probe(known: flags.FlagValues, _: list[str]) -> int:
@@ -443,6 +191,35 @@ def _export(known: flags.FlagValues, _: list[str]) -> int:
     return export.export(config, workdir, Path(known.out), known.checkpoint)
 
 
+def _replay(known: flags.FlagValues, _: list[str]) -> int:
+    if known.step is None:
+        raise UsageError("replay needs --step=N, the step to compute once more")
+    workdir, config = _workdir(known, "replay"), _config(known, "replay")
+    from reasoning_jax.commands import replay
+
+    out = Path(known.out) if known.out else None
+    return replay.replay(config, workdir, known.step, out, known.faults or "")
+
+
+def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
+    action, runs = (words[0] if words else ""), words[1:]
+    wanted = {"verify": 1, "list": 1, "diff": 2}.get(action)
+    if wanted is None or len(runs) != wanted:
+        raise UsageError(
+            "checkpoint knows verify RUN [--checkpoint=N], list RUN, and diff RUN[@N] RUN[@N]; to "
+            "write one in another format there is export"
+        )
+    if action != "verify" and known["checkpoint"].present:
+        raise UsageError(f"checkpoint {action} does not take --checkpoint")
+    from reasoning_jax.commands import checkpoint
+
+    if action == "verify":
+        return checkpoint.verify(Path(runs[0]), known.checkpoint)
+    if action == "list":
+        return checkpoint.list_steps(Path(runs[0]))
+    return checkpoint.diff(*runs)
+
+
 def _sweep(known: flags.FlagValues, _: list[str]) -> int:
     if known.config is None:
         raise UsageError("sweep needs a config: reasoning-jax sweep FILE[:ARG] --workdir=DIR --all")
@@ -452,7 +229,7 @@ def _sweep(known: flags.FlagValues, _: list[str]) -> int:
     index = sweep.choose(known.index, known.all, known.list)
     name, colon, arg = config_flags.get_config_filename(known["config"]).partition(":")
     common = config_flags.get_override_values(known["config"])
-    call = _open_config_file(name)
+    call = open_config_file(name)
     runs = sweep.resolve_file(call, arg if colon else None, workdir, common)
     if known.list:
         return sweep.list_runs(runs, workdir)
@@ -473,7 +250,7 @@ def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
     if known.debug:
         _switch_on_debugging()
     common = config_flags.get_override_values(known["config"])
-    call = _open_config_file(file)
+    call = open_config_file(file)
     return reproduce.reproduce(call, known.scale or "cpu", workdir, common, known.quiet)
 
 
@@ -490,26 +267,77 @@ def _switch_on_debugging() -> None:
     jax.config.update("jax_explain_cache_misses", True)
 
 
-def _exit_code(error: BaseException) -> int | None:
-    """The exit code of an error that is the user's to mend; None for a defect of ours.
+def _experiment(name: str) -> Path:
+    from reasoning_jax.commands.reproduce import experiment_file
 
-    Modules that are not loaded cannot have raised: their errors are looked up, not imported.
-    """
-    if isinstance(error, ConfigError):
-        return EXIT_USAGE
-    for module, name, code in (
-        ("reasoning_jax.train.checkpoint", "CheckpointError", EXIT_CHECKPOINT),
-        ("reasoning_jax.tasks.base", "TaskError", EXIT_USAGE),
-        ("reasoning_jax.data.examples", "DataError", EXIT_USAGE),
-        ("reasoning_jax.vocab", "VocabError", EXIT_USAGE),
-        ("reasoning_jax.weights", "WeightsError", EXIT_USAGE),
-        ("reasoning_jax.report", "ReportError", EXIT_USAGE),
-    ):
-        kind: Any = getattr(sys.modules.get(module), name, None)
-        if kind is not None and isinstance(error, kind):
-            return code
-    return None
+    return experiment_file(name)
 
+
+# A row a command.
+_COMMANDS = {
+    "train": Command(
+        "train (or continue) the run in --workdir",
+        ("config", "workdir", "print_config", "dry_run", "debug", "quiet", "faults"),
+        _train,
+    ),
+    "evaluate": Command(
+        "evaluate a checkpoint of the run in --workdir",
+        ("config", "workdir", "print_config", "debug", "checkpoint"),
+        _evaluate,
+        of_run=True,
+    ),
+    "sample": Command(
+        "continue --prompt or each line of --prompt_file with a checkpoint",
+        ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
+        _sample,
+        of_run=True,
+    ),
+    "report": Command(
+        "RUN [RUN ...]: one HTML page over run folders", ("out",), _report, words=None
+    ),
+    "data": Command(
+        "build: write a task's problems under --out; shortcuts: ProsQA answered without search",
+        ("config", "debug", "out", "problems"),
+        _data,
+        words=1,
+    ),
+    "probe": Command(
+        "look into the thoughts of the run in --workdir: numbers, pictures, a page",
+        ("config", "workdir", "debug", "checkpoint", "problem", "problems", "prompt", "out"),
+        _probe,
+        of_run=True,
+    ),
+    "export": Command(
+        "write a checkpoint as a Hugging Face folder to --out",
+        ("config", "workdir", "debug", "checkpoint", "out"),
+        _export,
+        of_run=True,
+    ),
+    "checkpoint": Command(
+        "verify|list RUN, diff RUN[@N] RUN[@N]: what is saved, and whether it is still that",
+        ("checkpoint",),
+        _checkpoint,
+        words=3,
+    ),
+    "replay": Command(
+        "compute step --step of the run in --workdir once more: loss, gradients, its batch",
+        ("config", "workdir", "debug", "step", "out", "faults"),
+        _replay,
+        of_run=True,
+    ),
+    "sweep": Command(
+        "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
+        ("config", "workdir", "index", "all", "list", "debug", "quiet"),
+        _sweep,
+        config_word=str,
+    ),
+    "reproduce": Command(
+        "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
+        ("config", "workdir", "scale", "debug", "quiet"),
+        _reproduce,
+        config_word=_experiment,
+    ),
+}
 
 if __name__ == "__main__":
     main()

@@ -29,7 +29,7 @@ PROCESSES = {"subprocess", "ctypes"}
 # A config file is Python; git tells the commit of a run; reasoning-gym runs in a worker of its own,
 # which forks and has sympy parse one literal so that it is loaded; malloc is told to keep pages.
 ALLOWED = {
-    "main.py": {"exec_module"},
+    "config_file.py": {"exec_module"},
     "commands/runfolder.py": {"subprocess"},
     "tasks/gym.py": {"subprocess"},
     "train/heap.py": {"ctypes"},
@@ -123,10 +123,12 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    ("config_fields", "vocab", "backspace"), ("config_objectives",), ("config",),
-    ("config_check_objectives", "sharding", "sweep"), ("config_check",), ("tasks",), ("model",),
-    ("objectives",), ("weights",), ("decoding",), ("data",), ("evaluate",), ("rl",),
-    ("train",), ("analysis",), ("report",), ("commands",), ("main",),
+    ("config_fields", "vocab", "backspace", "durable"), ("config_objectives", "exit_codes"),
+    ("config",),
+    ("config_check_objectives", "sharding", "sweep"), ("config_check", "config_file"),
+    ("tasks",), ("model",), ("objectives",), ("weights",), ("preflight",), ("decoding",), ("data",),
+    ("evaluate",), ("rl",), ("train",), ("analysis",), ("report",), ("commands",),
+    ("command_line",), ("main",),
 )  # fmt: skip
 
 
@@ -156,9 +158,10 @@ def test_a_module_imports_only_from_floors_below(path):
 
 def test_what_checks_configs_and_text_loads_no_jax():
     modules = (
-        "main", "config", "config_check", "vocab", "tasks", "report", "weights", "data.examples",
-        "data.jsonl", "data.text", "data.ngram", "commands.runfolder", "commands.saved_config",
-        "sweep", "commands.sweep", "commands.reproduce", "report.study", "report.probe",
+        "main", "command_line", "preflight", "config", "config_check", "vocab", "tasks", "report",
+        "weights", "data.examples", "data.jsonl", "data.text", "data.ngram", "commands.runfolder",
+        "commands.saved_config", "commands.sweep", "commands.reproduce", "report.study",
+        "report.probe", "sweep",
     )  # fmt: skip
     lines = [f"import reasoning_jax.{m}" for m in modules]
     lines.append("import sys; sys.exit('jax' in sys.modules)")

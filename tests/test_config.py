@@ -5,6 +5,7 @@ Fields, ranges and choices come from the dataclasses, so that a new field is cov
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -673,19 +674,29 @@ def random_config(rng):
         key: random_legal(rng, f, kind) for key, (f, kind) in LEAVES.items() if rng.random() < 0.4
     }
     get = lambda key: changes.get(key, LEAVES[key][0].default)  # noqa: E731
+    axes = [rng.randint(1, 8) for _ in range(3)]
+    data, fsdp, tensor = axes
+    free = rng.randrange(3)
+    mesh = {f"mesh.{a}": n for a, n in zip(("data", "fsdp", "tensor"), axes)}
+    mesh[[*mesh][free]] = -1
+    changes |= mesh
+    if "replay.refresh_rollouts" in changes:
+        changes["replay.refresh_rollouts"] *= data * fsdp
     changes["vocab.path"] = "t.json" if get("vocab.kind") == "tokenizer" else ""
     if get("vocab.kind") == "weights":
         changes = {k: v for k, v in changes.items() if k[6:] not in C.ARCHITECTURE_FIELDS}
         changes["weights.path"] = "smollm2"
     else:
         changes.pop("weights.backspace_probability", None)
+        for name, parts in (("n_kv_heads", tensor), ("d_ff", tensor), ("d_model", fsdp)):
+            changes[f"model.{name}"] = parts * rng.randint(1, 50)
         changes["model.n_heads"] = get("model.n_kv_heads") * rng.randint(1, 4)
         changes["model.head_dim"] = 2 * get("model.head_dim")
         changes["model.rope_high_frequency"] = get("model.rope_low_frequency") + 1
     changes["data.path"] = "" if get("data.source") == "task" else "somewhere"
     if get("data.source") != "text":
         changes.pop("data.window_chars", None)
-    changes["train.batch_rows"] = get("optimizer.accumulate") * rng.randint(1, 9)
+    changes["train.batch_rows"] = get("optimizer.accumulate") * data * fsdp * rng.randint(1, 9)
     fit_objective(rng, changes, get)
     fit_latent(rng, changes, get)
     predicts_all = get("objective.name") in ("sequencematch", "unlikelihood")
@@ -693,9 +704,6 @@ def random_config(rng):
         changes["vocab.kind"] = "word"
     first = max(get("optimizer.warmup_steps"), get("sequencematch.bc_steps"))
     changes["train.steps"] = first + rng.randint(1, 99)
-    for axis in ("data", "fsdp", "tensor"):
-        changes[f"mesh.{axis}"] = rng.randint(1, 8)
-    changes[f"mesh.{rng.choice(['data', 'fsdp', 'tensor'])}"] = -1
     k = get("evaluate.samples_per_problem")
     changes["evaluate.pass_at_k"] = tuple(sorted({1, k}))
     if rng.random() < 0.5:
@@ -711,7 +719,7 @@ def same_after_round_trips(c):
 def test_valid_configs_are_accepted_and_come_back():
     rng = random.Random(0)
     seen = set()
-    for _ in range(400):
+    for _ in range(800):
         changes = random_config(rng)
         c = K.from_dict(nested(changes))
         assert same_after_round_trips(c)
@@ -793,6 +801,7 @@ def test_mutated_configs_are_refused_in_few_words_or_come_back():
 
 
 SHAPES = [-1, 1, 2, 3, 4, 8]
+OF_MODEL = ("d_model", "n_heads", "n_kv_heads", "d_ff")
 
 
 def test_the_mesh_covers_the_devices_and_what_it_divides():
@@ -802,15 +811,17 @@ def test_the_mesh_covers_the_devices_and_what_it_divides():
         if (data, fsdp, tensor).count(-1) > 1:
             continue
         for devices in (1, 2, 4, 6, 8, 12):
-            c = config(
-                mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, train__batch_rows=24,
-                optimizer__accumulate=2,
+            fit = functools.partial(
+                config, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor,
+                train__batch_rows=24, optimizer__accumulate=2,
+                **{f"model__{name}": getattr(model, name) for name in OF_MODEL},
             )  # fmt: skip
             if why_not((data, fsdp, tensor), devices):
+                # Some of it without knowing the devices, all of it with them.
                 with pytest.raises(C.ConfigError):
-                    K.check_devices(c, model, devices)
+                    K.check_devices(fit(), model, devices)
                 continue
-            shape = K.check_devices(c, model, devices)
+            shape = K.check_devices(fit(), model, devices)
             checked += 1
             assert math.prod(shape) == devices
             assert all(want in (-1, got) for want, got in zip((data, fsdp, tensor), shape))
@@ -832,8 +843,9 @@ def test_devices_are_refused_in_words_that_help():
     model = C.ModelConfig()
     with pytest.raises(C.ConfigError, match=r"2 x 1 x 1 .* does not cover 8 devices.*product 8"):
         K.check_devices(config(mesh__data=2), model, 8)
+    thirds = config(mesh__fsdp=3, train__batch_rows=66, model__d_model=129)
     with pytest.raises(C.ConfigError, match=r"-1 x 3 x 1 .* does not cover 8 devices"):
-        K.check_devices(config(mesh__fsdp=3), model, 8)
+        K.check_devices(thirds, model, 8)
     with pytest.raises(C.ConfigError, match=r"model.n_heads=4 .* mesh.tensor=8"):
         K.check_devices(config(mesh__tensor=8), model, 8)
     with pytest.raises(C.ConfigError, match=r"model.d_model=100 .*nearest legal: 88, 96, 104"):
@@ -846,6 +858,37 @@ def test_devices_are_refused_in_words_that_help():
     for n in legal:
         mended = config(train__batch_rows=int(n), optimizer__accumulate=2)
         assert K.check_devices(mended, model, 8) == (8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mesh.data": 3}, ["batch_rows", "= 64", "data x fsdp = 3", "legal train.batch_rows: 60"]),
+        ({"mesh.fsdp": 5, "train.batch_rows": 5}, ["model.d_model=128", "fsdp=5", "125, 130, 135"]),
+        ({"mesh.tensor": 3}, ["model.n_heads=4", "tensor=3", "mesh.tensor: 1, 2, 4", ": 3, 6, 9"]),
+        (
+            {"mesh.tensor": 4, "model.d_ff": 90},
+            ["model.d_ff=90", "mesh.tensor: 1, 2", "84, 88, 92"],
+        ),
+    ],
+)
+def test_what_axes_do_not_divide_is_refused_before_the_devices_are_known(changes, said):
+    """Catches: a mesh that is looked at only when a backend has been started to count devices."""
+    message = refusal(changes)
+    assert message is not None
+    for words in said:
+        assert words in message
+    free = {key: -1 if key == "mesh.data" else 1 for key in changes if key.startswith("mesh.")}
+    assert refusal({**changes, **free}) is None
+
+
+def test_nearest_divisors():
+    for value, number in itertools.product(range(1, 15), range(1, 40)):
+        listed = [int(n) for n in K.nearest_divisors(value, number).split(", ")]
+        legal = sorted(
+            (k for k in range(1, 40) if number % k == 0), key=lambda k: (abs(k - value), k)
+        )
+        assert listed == sorted(legal[:3])
 
 
 def test_nearest_multiples():

@@ -268,7 +268,7 @@ def test_a_harder_setting_reaches_every_arm_of_the_sweep():
         assert (config.model.n_layers, config.latent.mode) == (3, mode)
         gated = mode in module(path).STAGED
         assert config.latent.advance == ("mastery" if gated else "schedule")
-    with pytest.raises(ConfigError, match="mirrored, fitted or even"):
+    with pytest.raises(ConfigError, match="graph must be one of mirrored, fitted, even; got"):
         config_of(path, "graph=random")
 
 

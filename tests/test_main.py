@@ -440,7 +440,7 @@ def test_the_process_exits_with_the_code(places):
 def test_a_terminal_without_a_character_shows_its_escape(monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    monkeypatch.setattr(main, "_USAGE", "±")
+    monkeypatch.setattr(main, "USAGE", "±")
     with pytest.raises(SystemExit) as end:
         main.main(["reasoning-jax", "help"])
     assert end.value.code == 0

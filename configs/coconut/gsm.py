@@ -33,10 +33,8 @@ SCALES = {
 
 def get_config(arg: str = ""):
     arg = rc.parse_arg(arg, mode="coconut", seed=0, scale="cpu", thoughts=2)
-    if arg.scale not in SCALES:
-        raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
-    if arg.mode not in MODES:
-        raise rc.ConfigError(f"mode must be one of {', '.join(MODES)}, got {arg.mode!r}")
+    rc.check_choice("scale", arg.scale, SCALES)
+    rc.check_choice("mode", arg.mode, MODES)
     layers, width, rows, steps, problems, evaluated = SCALES[arg.scale]
     small = arg.scale in ("smoke", "cpu")
     config = rc.default_config()

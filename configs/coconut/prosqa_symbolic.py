@@ -50,10 +50,8 @@ SETTING = {
 
 def get_config(arg: str = ""):
     arg = rc.parse_arg(arg, mode="coconut", seed=0, scale="cpu", **SETTING)
-    if arg.scale not in SCALES:
-        raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
-    if arg.mode not in MODES:
-        raise rc.ConfigError(f"mode must be one of {', '.join(MODES)}, got {arg.mode!r}")
+    rc.check_choice("scale", arg.scale, SCALES)
+    rc.check_choice("mode", arg.mode, MODES)
     layers, width, heads, rows, steps, problems = SCALES[arg.scale]
     if arg.scale in ("gpu", "paper"):
         for name, value in (("graph", "mirrored"), ("edges", "fused"), ("hops", 3)):
@@ -66,12 +64,11 @@ def get_config(arg: str = ""):
     config.seed = arg.seed
     form, graph = (arg.edges, arg.graph) if small else ("symbolic", "fitted")
     config.task = {"name": "prosqa", **task_dials("prosqa"), "form": form}
+    rc.check_choice("graph", graph, ("mirrored", "fitted", "even"))
     if graph == "mirrored":
         config.task["family"] = graph
-    elif graph in ("fitted", "even"):
-        config.task["even_depth"] = graph == "even"
     else:
-        raise rc.ConfigError(f"graph must be mirrored, fitted or even, got {graph!r}")
+        config.task["even_depth"] = graph == "even"
     hops = arg.hops if small else 4
     if arg.scale in STAGE_STEPS:
         lengths = STAGE_STEPS[arg.scale]

@@ -33,8 +33,7 @@ def get_config(arg: str = ""):
         arg, objective="sequencematch", noise=0.02, source="task", run_length=1, seed=0,
         scale="cpu", longer=1.0, alpha=0.1,
     )  # fmt: skip
-    if arg.scale not in SCALES:
-        raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
+    rc.check_choice("scale", arg.scale, SCALES)
     digits, layers, width, rows, steps, problems = SCALES[arg.scale]
     config = rc.default_config()
     config.seed = arg.seed

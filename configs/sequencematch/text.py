@@ -35,8 +35,7 @@ def get_config(arg: str = ""):
     arg = rc.parse_arg(
         arg, objective="sequencematch", noise=0.001, source="random", seed=0, scale="cpu"
     )
-    if arg.scale not in SCALES:
-        raise rc.ConfigError(f"scale must be one of {', '.join(SCALES)}, got {arg.scale!r}")
+    rc.check_choice("scale", arg.scale, SCALES)
     model, window, rows, steps, bc_steps, prompt, continuation = SCALES[arg.scale]
     config = rc.default_config()
     config.seed = arg.seed

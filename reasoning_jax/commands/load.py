@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import check_devices, from_dict
 from reasoning_jax.model import spec
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
+from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.program import abstract_state, make_program
 
 _OTHER_MODEL = "a checkpoint cannot be loaded into another model"
@@ -55,7 +57,7 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
 
     Without `with_data` the run's data need not be there. Raises as `load_trained` does.
     """
-    saved = runfolder.read_json(workdir / "config.json")
+    saved = runfolder.read_config(workdir)
     # Sections that an older version did not have take their defaults.
     with contextlib.suppress(ConfigError):
         saved = to_dict(from_dict(saved))
@@ -77,10 +79,13 @@ def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:
     """The parameters of a step on this machine's devices. Raises as `load_trained` does."""
     config = assembly.config
     folder = workdir / "checkpoints"
+    keep_compiled()
     mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
     with jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
         program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
         like = abstract_state(program, mesh).params
         params, step = checkpoints.restore_params(like, step)
+        for note in checkpoints.notes(step):
+            print(note, file=sys.stderr)
         stage = checkpoints.read_meta(step).get("stage")
     return Trained(assembly, mesh, params, step, stage)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
+from reasoning_jax.durable import replace_text
 from reasoning_jax.vocab import Vocab, VocabError
 
 # What may differ between a run and its continuation; everything else decides the result.
-_MAY_CHANGE = ("train", "evaluate", "sampling", "mesh")
+_MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
+# (section, key, how it is called now): folders of older versions still have the old names.
+_RENAMED = (("train", "keep_checkpoints", "keep_last"),)
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -28,9 +32,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -41,6 +43,15 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} does not exist; is {path.parent} a run folder?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def read_config(workdir: Path) -> Any:
+    """The `config.json` of a run, its keys as they are called now. Raises ConfigError."""
+    values = read_json(workdir / "config.json")
+    for section, old, new in _RENAMED:
+        if isinstance(values, dict) and old in (values.get(section) or {}):
+            values[section].setdefault(new, values[section].pop(old))
+    return values
 
 
 def check_same_run(workdir: Path, config: Config) -> None:
@@ -62,7 +73,7 @@ def check_same_run(workdir: Path, config: Config) -> None:
                 "another --workdir"
             )
         return
-    before = read_json(workdir / "config.json")
+    before = read_config(workdir)
     # Keys that an older version did not have take their defaults. What is illegal in it now is
     # compared as it stands, and differs.
     with contextlib.suppress(ConfigError):
@@ -89,6 +100,30 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """For the duration of a block no other process trains in this folder.
+
+    The lock is the kernel's and ends with the process, however that ends.
+
+    Raises:
+      ConfigError: another process does.
+    """
+    with (workdir / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(200).strip() or "another process"
+            raise ConfigError(
+                f"{workdir} is being trained by {owner}; wait for it, or use another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def read_vocab(workdir: Path) -> Vocab:

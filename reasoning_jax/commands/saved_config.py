@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
-from reasoning_jax.commands.runfolder import read_json
+from reasoning_jax.commands.runfolder import read_config
 
 
 def get_config(workdir: str):
-    return config_dict.ConfigDict(_tuples(read_json(Path(workdir) / "config.json")))
+    return config_dict.ConfigDict(_tuples(read_config(Path(workdir))))
 
 
 def _tuples(value):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -31,8 +32,10 @@ from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import spec
 from reasoning_jax.rl.matched import MatchedSource
+from reasoning_jax.train import faults as fault_plans
 from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
+from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
 from reasoning_jax.vocab import LATENT, Vocab
@@ -49,36 +52,66 @@ def train(
     overrides: Sequence[str],
     quiet: bool = False,
     debug: bool = False,
+    faults: str = "",
 ) -> int:
-    """Train to the end, or until preempted. Returns the exit code. `debug` checks identities."""
+    """Train to the end, or until preempted. Returns the exit code. `debug` checks identities;
+    `faults` is a plan of them (`train/faults.py`).
+    """
+    plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
     runfolder.open_run(workdir, config, overrides, assembly.vocab)
+    with runfolder.locked(workdir):
+        mesh_shape = check_devices(config, assembly.model, jax.device_count())
+        runfolder.write_environment(workdir)
+        if not quiet:
+            for note in assembly.notes:
+                print(note)
+            print(
+                f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
+            )
+            print(batch_tree(config, mesh_shape), flush=True)
+            if assembly.staged is not None:
+                print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
+        with make_run(assembly, program, workdir, plan, debug=debug) as run:
+            return loop.train(run, quiet)
+
+
+@contextlib.contextmanager
+def make_run(
+    assembly: Assembly,
+    program: Program,
+    workdir: Path,
+    plan: fault_plans.FaultPlan,
+    *,
+    debug: bool = False,
+    evaluated: bool = True,
+) -> Iterator[loop.Run]:
+    """All that the loop drives, at step 0, with its mesh in context. Without `evaluated` it cannot
+    evaluate, and needs no data for that.
+    """
+    config = assembly.config
+    keep_compiled()
     mesh_shape = check_devices(config, assembly.model, jax.device_count())
-    runfolder.write_environment(workdir)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        if not quiet:
-            for note in assembly.notes:
-                print(note)
-            parameters = spec.count_params(program.specs)
-            print(f"{parameters:,} parameters; {mesh.size} device(s)")
-            print(batch_tree(config, mesh_shape), flush=True)
-            if assembly.staged is not None:
-                print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
-        pretrained = load_pretrained(assembly, mesh)
-        state = fresh_state(program, mesh, pretrained)
+        state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
         source = make_source(assembly, mesh)
-        run = loop.Run(
-            config, assembly.model, workdir, state, source, program.step,
-            make_evaluate(assembly, mesh, workdir, source),
-            {"config": to_dict(config)}, debug,
-            states.make_reset_optimizer(program.tx, program.trained),
+        evaluate = _not_evaluated
+        if evaluated:
+            evaluate = make_evaluate(assembly, mesh, workdir, source)
+        yield loop.Run(
+            config, assembly.model, workdir, state, source, program.step, program.gradients,
+            evaluate, {"config": to_dict(config)}, debug,
+            states.make_reset_optimizer(program.tx, program.trained), plan,
         )  # fmt: skip
-        return loop.train(run, quiet)
+
+
+def _not_evaluated(state: states.TrainState) -> dict[str, float]:
+    raise AssertionError("this run was made without evaluation")
 
 
 def make_source(assembly: Assembly, mesh: jax.sharding.Mesh) -> BatchSource:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -62,6 +62,12 @@ class BatchSource(Protocol):
         """What evaluation must know of a checkpoint, such as the stage of a curriculum."""
         ...
 
+    def describe(self) -> Callable[[], dict[str, Any]]:
+        """A function that says, JSON-able, which examples the last batch was made of. It costs
+        nothing until it is called, and stays right when later batches have been made.
+        """
+        ...
+
     @property
     def fresh_optimizer(self) -> bool:
         """Whether the step of the last batch is to begin with a new optimizer."""
@@ -104,9 +110,20 @@ class Stream:
 
     def example(self, position: int) -> Example:
         """The example itself, not encoded."""
+        return self.examples[self.index(position)]
+
+    def index(self, position: int) -> int:
+        """Which of the examples stands at a position."""
         n = len(self.examples)
         epoch, place = divmod(operator.index(position), n)
-        return self.examples[_shuffled(self.seed, epoch, place, n)]
+        return _shuffled(self.seed, epoch, place, n)
+
+    def name_rows(self, first: int, rows: int) -> dict[str, Any]:
+        """What stands at `rows` positions from `first` on: the positions and the examples' indices
+        in their source, JSON-able.
+        """
+        examples = [self.index(first + i) for i in range(rows)]
+        return {"positions": [first, first + rows - 1], "examples": examples}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +177,9 @@ class SupervisedSource:
         self._backspace_id = encoder.vocab.backspace_id
         # On several processes the most would have to be agreed upon.
         self._count_token_rows = count_token_rows and count == 1 and self._backspace_id is not None
-        stream = Stream(examples, encoder, seed)
+        self._stream = stream = Stream(examples, encoder, seed)
+        self._rows = batch_rows
+        self._packed = pack_examples
         # One reading thread: the work is Python, and more threads only take turns.
         if pack_examples:
             T = encoder.data.seq_len
@@ -182,7 +201,16 @@ class SupervisedSource:
 
     def next(self, state: Any = None) -> Batch:
         del state
+        self._place = self._iterator.get_state()
         return self.place(next(self._iterator))
+
+    def describe(self) -> Callable[[], dict[str, Any]]:
+        """Of packed rows only the place in the stream from which they were made is known."""
+        place = self._place
+        if self._packed:
+            return lambda: {"place": place}
+        first = int(place["next_index"]) * self._rows
+        return functools.partial(self._stream.name_rows, first, self._rows)
 
     def place(self, local: dict[str, np.ndarray]) -> Batch:
         """This process's rows as a global batch on the devices."""

@@ -8,6 +8,7 @@ validation rows of the stage. It computes no loss and resets no optimizer: it sa
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,6 +120,11 @@ class CurriculumSource:
         self.fresh_optimizer = due[config.reset_optimizer]
         self._step += 1
         return place(next(self._iterator), self._mesh)
+
+    def describe(self) -> Callable[[], dict[str, Any]]:
+        rows, stage = self._curriculum.batch_rows, self.stage
+        name = functools.partial(self._stream.name_rows, (self._step - 1) * rows, rows)
+        return lambda: {"stage": stage, **name()}
 
     def _advances(self, state: Any, step: int) -> bool:
         length = self._curriculum.steps_of_stage(self.stage)

@@ -68,6 +68,7 @@ class MatchedSource:
         self._noise = Noise(replay.noise_rate, tuple(sorted(set(noise_ids)))) if noise_ids else None
         self._key = jax.random.fold_in(jax.random.key(config.seed), KEY_ROLLOUT)
         self._step = self._drawn = 0
+        self._sampled: dict[str, np.ndarray] | None = None
 
     def next(self, state: Any) -> Batch:
         """The batch of this step; samples with the state's parameters when a refresh is due."""
@@ -81,6 +82,7 @@ class MatchedSource:
             self.refresh(state, step)
             due = False
         sampled = self._buffer.sample(np.random.default_rng([config.seed, _DRAW, step]), rows)
+        self._sampled = sampled
         model = self._supervised.place(as_batch(sampled, step))
         if not config.replay.paired_prompts:
             return _together(self._supervised.next(), model)
@@ -89,6 +91,23 @@ class MatchedSource:
             rng = np.random.default_rng([config.seed, _PAIRED, step, i])
             encoded.append(self._stream.encoder.encode(self._stream.example(position), rng))
         return _together(self._supervised.place(padded(encoded, rows, config.data.seq_len)), model)
+
+    def describe(self) -> Callable[[], dict[str, Any]]:
+        sampled, paired = self._sampled, self._config.replay.paired_prompts
+        data = None if paired and sampled is not None else self._supervised.describe()
+
+        def name() -> dict[str, Any]:
+            found = data() if data is not None else {}
+            if sampled is not None:
+                positions = sampled["position"].tolist()
+                found["rollouts"] = {
+                    "positions": positions,
+                    "examples": [self._stream.index(p) for p in positions],
+                    "sampled_at_step": (sampled["step"] + 1).tolist(),
+                }
+            return found
+
+        return name
 
     def refresh(self, state: Any, step: int) -> None:
         """Sample one refresh of rollouts into the buffer."""

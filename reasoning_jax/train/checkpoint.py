@@ -1,11 +1,27 @@
-"""Checkpoints: a small door to orbax's CheckpointManager. The only file I/O of parameters here.
+"""Checkpoints: a small door to orbax. The only file I/O of parameters here.
 
-A step holds four items: `params`, `opt`, `data` (the place in the stream) and `meta` (the config
-and versions). Saving is asynchronous; a step that was cut off while saving is never offered again.
+A step holds four items: `params`, `opt`, `data` (the place in the stream) and `meta` (the config,
+versions, and hashes of the state), and where there is one the replay buffer. How a step is saved:
+
+    <step>.saving      orbax writes beside the next training steps; then every file is hashed into
+                       the step's manifest (`train/manifest.py`)
+    <step>             one rename: from now on it counts
+                       it is read again; only when it is intact are older steps deleted
+
+So a step that was cut off never counts, and what fails leaves the older steps as they are. Reading
+begins with the hashes: of a step that is damaged nothing is used, and the next older one is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +29,72 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from reasoning_jax.durable import sync
+from reasoning_jax.train import manifest
+from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
 from reasoning_jax.train.state import TrainState
+from reasoning_jax.train.state_hash import of_state, state_hash
+
+SAVING, DELETING, DAMAGED = ".saving", ".deleting", ".damaged"
+# How orbax ends the name of a folder until everything in it is written.
+_ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
+# Beside the arrays: metadata, JSON, directories.
+_EXTRA_BYTES = 1 << 20
+
+_OS_ERROR, _LOCAL_FILE = re.compile(r"os_error_code='(\d+)'"), re.compile(r'local file "([^"]+)"')
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint was expected and none is usable (exit code 4)."""
 
 
-class Checkpoints:
-    """The checkpoints of one run folder."""
+@dataclass(frozen=True)
+class SaveFailure:
+    """A save that did not succeed: which step, and why in one line."""
 
-    def __init__(self, folder: Path, keep: int = 3):
-        self._folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    step: int
+    reason: str
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. One process writes; reading needs no writer's rights.
+
+    Of its steps the newest `keep_last` are kept, and every multiple of `keep_every` (0: none).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int = 3,
+        keep_every: int = 0,
+        faults: FaultPlan = NO_FAULTS,
+    ):
+        self.folder = folder.absolute()
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._faults = faults
+        self._orbax = _async_checkpointer()
+        self._thread: threading.Thread | None = None
+        self._failures: list[SaveFailure] = []
+        self.failed_in_a_row = 0
+        # Of a step's own verification, until it is asked again.
+        self.damaged: dict[int, list[str]] = {}
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self.wait()
+        self._orbax.close()
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        """The steps that were saved completely, ascending; damaged ones too."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if _complete(p))
 
     def save(
         self,
@@ -49,41 +103,137 @@ class Checkpoints:
         meta: dict[str, Any],
         arrays: dict[str, np.ndarray] | None = None,
     ) -> bool:
-        """Start saving a state under its step. False if that step is saved already.
+        """Start saving a state under its step. False if that step is saved already, or if saving
+        could not begin (`failures` says why).
 
         `arrays` belong to the data, such as a replay buffer; they may change after the call.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return False
+        self.wait()
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(_storable(state.params)),
             "opt": ocp.args.StandardSave(state.opt_state),
             "data": ocp.args.JsonSave(data),
-            "meta": ocp.args.JsonSave({**meta, "step": step}),
+            "meta": ocp.args.JsonSave({**meta, "step": step, "state_hash": of_state(state)}),
         }
         if arrays:
             copies = {name: np.array(values) for name, values in arrays.items()}
             items["replay"] = ocp.args.StandardSave(copies)
-        return self._manager.save(step, args=ocp.args.Composite(**items))
+        try:
+            self._faults.reach("save", step)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_space(self.folder, nbytes((state, arrays or {})))
+            self._remove(step)
+            self._orbax.save(self._path(step, SAVING), args=ocp.args.Composite(**items))
+        except Exception as error:
+            self._failed(step, error)
+            return False
+        self._thread = threading.Thread(target=self._commit, args=(step,), name=f"save {step}")
+        self._thread.start()
+        return True
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raises what it raised."""
-        self._manager.wait_until_finished()
+        """Return when no save is under way; what failed is in `failures`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def failures(self) -> list[SaveFailure]:
+        """The saves that failed since the last call, each by its own step."""
+        found, self._failures = self._failures, []
+        return found
+
+    def _commit(self, step: int) -> None:
+        """In a thread: wait for orbax, hash, rename, read again, and let go of older steps."""
+        saving, final = self._path(step, SAVING), self._path(step)
+        try:
+            self._faults.reach("write", step)
+            self._orbax.wait_until_finished()
+            self._faults.reach("seal", step)
+            manifest.write(saving, step)
+            self._faults.reach("commit", step)
+            os.rename(saving, final)
+            sync(self.folder)
+            self._faults.reach("committed", step)
+            findings = manifest.check(final, step)
+            if findings:
+                self.set_aside(step)
+                raise OSError(f"what was written is not what is read: {findings[0]}")
+        except BaseException as error:
+            self._failed(step, error)
+            return
+        self.failed_in_a_row = 0
+        try:
+            self._faults.reach("prune", step)
+            self._prune()
+        except OSError as error:
+            self._failures.append(SaveFailure(step, f"older steps not deleted: {error}"))
+
+    def _failed(self, step: int, error: BaseException) -> None:
+        self._failures.append(SaveFailure(step, _reason(error)))
+        self.failed_in_a_row += 1
+        # What it is still writing must be out of the way before it is deleted. Then another orbax,
+        # since this one may hold on to what failed.
+        with contextlib.suppress(Exception):
+            self._orbax.wait_until_finished()
+        self._orbax = _async_checkpointer()
+        self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        """Delete what an unfinished save of a step has left."""
+        for path in self.folder.glob(f"{step}{SAVING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Delete what saves and deletions that were cut off have left. For the writer only."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if _unfinished(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _prune(self) -> None:
+        """Delete all steps but those to keep; a step that is being deleted does not count."""
+        steps = self.steps()
+        kept = set(steps[-self._keep_last :])
+        if self._keep_every:
+            kept |= {step for step in steps if step % self._keep_every == 0}
+        for step in steps:
+            if step not in kept:
+                leaving = self._path(step, DELETING)
+                os.rename(self._path(step), leaving)
+                shutil.rmtree(leaving)
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged step, so that it no longer counts and can be saved anew."""
+        target, number = self._path(step, DAMAGED), 1
+        while target.exists():
+            target, number = self._path(step, f"{DAMAGED}.{number}"), number + 1
+        os.rename(self._path(step), target)
+        return target
+
+    def verify(self, step: int, items: Sequence[str] = ()) -> list[str]:
+        """What is not as it was saved, one line a file; empty for an intact step.
+
+        Of a step without a manifest (as versions before had none) only that is said.
+        """
+        return manifest.check(self._path(step), step, items)
 
     def restore(
         self,
         like: TrainState,
         step: int | None = None,
         arrays: dict[str, np.ndarray] | None = None,
+        before: int | None = None,
     ) -> tuple[TrainState, dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
-        """(state, data place, meta, arrays) of a step (default: the newest), in the shardings of
-        `like`; `arrays` are like those that were saved.
+        """(state, data place, meta, arrays) of a step, in the shardings of `like`; `arrays` are
+        like those that were saved. By default of the newest intact step (below `before`):
+        `damaged` then holds the newer ones that were passed over, and what is wrong with each.
 
         Raises:
           CheckpointError
         """
-        step = self._require(step)
         items: dict[str, Any] = {
             "params": ocp.args.StandardRestore(_storable(_abstract(like.params))),
             "opt": ocp.args.StandardRestore(_abstract(like.opt_state)),
@@ -92,7 +242,7 @@ class Checkpoints:
         }
         if arrays:
             items["replay"] = ocp.args.StandardRestore(arrays)
-        out = self._read(step, ocp.args.Composite(**items))
+        out, step = self._read_intact(step, items, before)
         params = {"lora": {}, **out["params"]}
         counter = jax.device_put(jax.numpy.int32(step), like.step.sharding)
         state = TrainState(counter, params, out["opt"])
@@ -100,34 +250,192 @@ class Checkpoints:
         return state, dict(out["data"]), dict(out["meta"]), saved
 
     def restore_params(self, like: Any, step: int | None = None) -> tuple[Any, int]:
-        """(parameters, step) without the optimizer; `like` is an abstract or concrete tree."""
-        step = self._require(step)
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(_storable(_abstract(like))))
-        return {"lora": {}, **self._read(step, args)["params"]}, step
+        """(parameters, step) without the optimizer, of a step or of the newest intact one; `like`
+        is an abstract or concrete tree. Raises CheckpointError.
+        """
+        items = {
+            "params": ocp.args.StandardRestore(_storable(_abstract(like))),
+            "meta": ocp.args.JsonRestore(),
+        }
+        out, step = self._read_intact(step, items)
+        return {"lora": {}, **out["params"]}, step
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved beside a step (default: the newest): versions, config, the stage."""
-        step = self._require(step)
-        return dict(self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+        """What was saved beside a step (default: the newest intact): versions, config, the stage.
 
-    def _require(self, step: int | None) -> int:
-        steps = self.steps()
+        Raises:
+          CheckpointError
+        """
+        out, _ = self._read_intact(step, {"meta": ocp.args.JsonRestore()})
+        return dict(out["meta"])
+
+    def read_all(self, step: int) -> dict[str, Any]:
+        """Everything in a step, on the host: {item: tree of numpy arrays, or JSON values}. Needs no
+        devices like those that saved it. Raises CheckpointError.
+        """
+        self._require(step)
+        findings = self.verify(step)
+        if findings and manifest.exists(self._path(step)):
+            self.damaged = {step: findings}
+            raise CheckpointError(self._none_left(step))
+        out = {}
+        try:
+            for name in ("params", "opt", "replay"):
+                if (self._path(step) / name).is_dir():
+                    out[name] = _read_numpy(self._path(step) / name)
+            for name in ("data", "meta"):
+                item = {name: ocp.args.JsonRestore()}
+                out[name] = self._orbax.restore(self._path(step), ocp.args.Composite(**item))[name]
+        except Exception as error:
+            reason = f"checkpoint {self._path(step)} cannot be restored: {_reason(error)}"
+            raise CheckpointError(reason) from error
+        return out
+
+    def _require(self, step: int | None, before: int | None = None) -> list[int]:
+        """The complete steps (below `before`): some, and `step` among them."""
+        steps = [n for n in self.steps() if before is None or n < before]
         if not steps:
-            raise CheckpointError(f"no complete checkpoint in {self._folder}")
+            below = "" if before is None else f" before step {before}"
+            raise CheckpointError(f"no complete checkpoint{below} in {self.folder}")
         if step is not None and step not in steps:
             raise CheckpointError(
-                f"step {step} is not in {self._folder}; there are {', '.join(map(str, steps))}"
+                f"step {step} is not in {self.folder}; there are {', '.join(map(str, steps))}"
             )
-        return steps[-1] if step is None else step
+        return steps
 
-    def _read(self, step: int, args: Any) -> Any:
+    def _read_intact(
+        self, step: int | None, items: dict[str, Any], before: int | None = None
+    ) -> tuple[Any, int]:
+        """The items of a step, or of the newest that is intact, and the step."""
+        steps = self._require(step, before)
+        # A step that was asked for is that step, or nothing.
+        wanted = steps[::-1] if step is None else [step]
+        self.damaged = {}
+        # Without a manifest nothing says what a step was; such a one comes after all others.
+        for number in sorted(wanted, key=lambda n: manifest.exists(self._path(n)), reverse=True):
+            findings = self.verify(number, tuple(items))
+            if findings and manifest.exists(self._path(number)):
+                self.damaged[number] = findings
+                continue
+            try:
+                return self._read(number, items), number
+            except CheckpointError as error:
+                self.damaged[number] = [*findings, str(error)]
+        raise CheckpointError(self._none_left(step))
+
+    def _read(self, step: int, items: dict[str, Any]) -> Any:
         try:
-            return self._manager.restore(step, args=args)
+            out = self._orbax.restore(self._path(step), args=ocp.args.Composite(**items))
         except Exception as error:
-            reason = str(error).strip().split("\n")[0][:300]
-            raise CheckpointError(
-                f"checkpoint {self._folder / str(step)} cannot be restored: {reason}"
-            ) from error
+            raise CheckpointError(f"cannot be restored: {_reason(error)}") from error
+        # From end to end: what is on the devices now against what was there then.
+        for name, wanted in dict(out["meta"].get("state_hash", {})).items():
+            if name in items and state_hash(out[name]) != wanted:
+                raise CheckpointError(f"{name}: what was read is not what was saved (state hash)")
+        return out
+
+    def _none_left(self, step: int | None) -> str:
+        lines = [f"checkpoint {n} in {self.folder}: {f[0]}" for n, f in self.damaged.items()]
+        more = len(lines) - 3
+        lines = lines[:3] + ([f"and {more} more"] if more > 0 else [])
+        if step is None:
+            return "\n".join([f"no intact checkpoint in {self.folder}", *lines])
+        others = [n for n in self.steps() if n != step and not self.verify(n)]
+        hint = f"intact: {', '.join(map(str, others))}" if others else "no other step is intact"
+        return "\n".join([*lines, hint])
+
+    def notes(self, used: int) -> list[str]:
+        """What to tell of the last reading: each damaged step, its file, and the step used."""
+        lines = [
+            f"checkpoint {self.folder / str(step)} is damaged: {findings[0]}"
+            + (f" (and {len(findings) - 1} more)" if len(findings) > 1 else "")
+            + f"; using step {used}"
+            for step, findings in self.damaged.items()
+        ]
+        if used in self.steps() and not manifest.exists(self._path(used)):
+            lines.append(
+                f"checkpoint {self.folder / str(used)} has no {manifest.NAME}, so its files cannot "
+                "be verified"
+            )
+        return lines
+
+    def _path(self, step: int, suffix: str = "") -> Path:
+        return self.folder / f"{step}{suffix}"
+
+
+def check_space(folder: Path, nbytes: int) -> None:
+    """Refuse to begin what would not fit.
+
+    Raises:
+      OSError: fewer than `nbytes` and some metadata are free there.
+    """
+    free = shutil.disk_usage(folder).free
+    needed = nbytes + _EXTRA_BYTES
+    if free < needed:
+        raise OSError(
+            f"a checkpoint takes {_mib(needed)}, {_mib(free)} are free on the disk of {folder}; "
+            "free space, or lower train.keep_last"
+        )
+
+
+def unfinished_only(folder: Path) -> bool:
+    """Whether all in a folder of checkpoints is what saves that were cut off have left."""
+    return not folder.is_dir() or all(_unfinished(path.name) for path in folder.iterdir())
+
+
+def _complete(path: Path) -> bool:
+    return path.name.isdecimal() and str(int(path.name)) == path.name and path.is_dir()
+
+
+def _unfinished(name: str) -> bool:
+    return name.endswith((SAVING, DELETING)) or _ORBAX_UNFINISHED in name
+
+
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Drops the traceback that orbax logs of a failed save, of which `failures` tells in a line."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _async_checkpointer() -> ocp.AsyncCheckpointer:
+    # Adding the same filter again changes nothing.
+    logging.getLogger("absl").addFilter(_no_traceback)
+    # Folders that are made in the background are waited for, for minutes, where making one failed.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+
+def _read_numpy(path: Path) -> Any:
+    """An item that StandardSave has written, whatever its devices were."""
+    handler: Any = ocp.PyTreeCheckpointHandler()
+    tree: Any = handler.metadata(path).tree
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=kinds))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes that this process holds of a tree of arrays."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shards = getattr(leaf, "addressable_shards", None)
+        parts = [s.data for s in shards if s.replica_id == 0] if shards is not None else [leaf]
+        total += sum(int(part.nbytes) for part in parts)
+    return total
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"[:300]
+    text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    # The library that writes arrays tells the cause last, behind several paths.
+    code, file = _OS_ERROR.search(text), _LOCAL_FILE.search(text)
+    if code:
+        text = os.strerror(int(code[1])) + (f": {file[1]}" if file else "")
+    return text[:300]
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.1f} MiB"
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,13 +1,16 @@
 """The training loop: the impure part. Data, steps, evaluation, checkpoints, metrics, preemption.
 
 It knows one thing about data (`BatchSource`), one about the objective (a `Loss`), and nothing about
-tasks. Exit codes: 0 done, 42 preempted and saved.
+tasks. Exit codes: 0 done, 42 preempted and saved. A watchdog ends it with 134 if it hangs.
 """
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +19,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from reasoning_jax.config import Config, ModelConfig
+from reasoning_jax.config import Config, ConfigError, ModelConfig
+from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
-from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
+from reasoning_jax.train import nonfinite
+from reasoning_jax.train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    check_space,
+    nbytes,
+    unfinished_only,
+)
+from reasoning_jax.train.compilation import CompileCounter
+from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
 from reasoning_jax.train.flops import peak_flops, train_flops_per_token
-from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch
+from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, drop_rows
+from reasoning_jax.train.nonfinite import DUMPS, Diverged, NonfiniteGuard, diagnose, dump_batch
 from reasoning_jax.train.state import TrainState
-from reasoning_jax.train.step import Step
+from reasoning_jax.train.state_hash import of_state
+from reasoning_jax.train.step import Gradients, Step
+from reasoning_jax.train.watchdog import Watchdog
 
 DONE, PREEMPTED = 0, 42
-# How orbax ends the name of a step's folder until everything in it is on disk.
-_UNFINISHED = ".orbax-checkpoint-tmp"
+# As `train.step` names the function that it jits.
+STEP_NAME = "train_step"
+# Saves that may fail one after the other before training ends.
+FAILED_SAVES_LIMIT = 3
 # Of the value sums, relative to V(s_0), in float32.
 GAP_TOLERANCE = 1e-3
 
@@ -47,10 +65,12 @@ class Run:
     state: TrainState
     source: BatchSource
     step: Step
+    gradients: Gradients
     evaluate: Evaluate
     meta: dict[str, Any]
     debug: bool = False
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
+    faults: FaultPlan = NO_FAULTS
 
 
 class Preemption:
@@ -88,99 +108,261 @@ class Preemption:
 
 
 def restore_if_any(
-    checkpoints: Checkpoints, folder: Path, run: Run
+    checkpoints: Checkpoints, run: Run, say: Callable[[str], None]
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint's (state, meta), with the data source at its place; else a fresh start,
-    also where all that is left is a first save that was cut off: no step was ever complete.
+    """The newest intact checkpoint's (state, meta), with the data source at its place; else a fresh
+    start, also where all that is left is a first save that was cut off: no step was ever complete.
+    Says what is damaged and was passed over, and renames it, so that its step can be saved again.
 
     Raises:
       CheckpointError: the folder holds steps, but none of them is complete and readable.
     """
-    if checkpoints.latest() is None:
-        left = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        if not all(name.endswith(_UNFINISHED) for name in left):
-            raise CheckpointError(
-                f"{folder} holds {', '.join(left[:3])} but no complete checkpoint; move the run "
-                "folder away to start again"
-            )
+    folder = checkpoints.folder
+    fresh = checkpoints.latest() is None
+    if fresh and not unfinished_only(folder):
+        left = sorted(p.name for p in folder.iterdir())
+        raise CheckpointError(
+            f"{folder} holds {', '.join(left[:3])} but no complete checkpoint; move the run folder "
+            "away to start again"
+        )
+    checkpoints.clean()
+    if fresh:
         return run.state, {}
     state, place, meta, arrays = checkpoints.restore(run.state, arrays=run.source.arrays())
+    for note in checkpoints.notes(int(state.step)):
+        say(note)
+    for step in checkpoints.damaged:
+        say(f"renamed to {checkpoints.set_aside(step).name}")
     run.source.restore(place)
     run.source.restore_arrays(arrays)
     return state, meta
 
 
 def train(run: Run, quiet: bool = False) -> int:
-    """Train from the newest checkpoint (or the start) to `train.steps`. Returns an exit code."""
+    """Train from the newest checkpoint (or the start) to `train.steps`. Returns an exit code.
+
+    Raises:
+      CheckpointError: none is usable, or saving failed time and again.
+      Diverged: too many steps in a row had a NaN or Inf.
+    """
     config = run.config.train
-    folder = run.workdir / "checkpoints"
-    watch = Stopwatch()
-    with Checkpoints(folder, config.keep_checkpoints) as checkpoints, Preemption() as preemption:
-        state, meta = restore_if_any(checkpoints, folder, run)
-        sums = MetricSums(meta.get("unfinished_metrics"))
-        start = int(state.step)
-        writer = MetricsWriter(run.workdir, start, config.steps, quiet)
-        rate = _Rate(run)
-        if start:
-            writer.say(f"resumed from step {start} of {folder}")
-
-        def save(state: TrainState) -> None:
-            with watch.measure("checkpoint"):
-                unfinished = sums.save()
-                checkpoints.save(
-                    state, run.source.save(),
-                    {**run.meta, **run.source.meta(), "unfinished_metrics": unfinished},
-                    run.source.arrays(),
-                )  # fmt: skip
-
-        def log(step: int) -> None:
-            with watch.measure("step"):
-                means = sums.finish()
-            tokens = round(means.pop("tokens", 0.0) * config.log_every_steps)
-            times = watch.finish()
-            row = {"step": step, "split": "train", **run.source.meta(), **means, "tokens": tokens}
-            writer.write({**row, "time": {**times, **rate.measure(tokens, times)}})
-
-        def evaluate(state: TrainState, step: int) -> None:
-            with watch.measure("evaluate"):
-                values = run.evaluate(state)
-            row = {"step": step, "split": "validation", **run.source.meta(), **values}
-            writer.write({**row, "time": {}})
-
-        if start == 0 and config.evaluate_every_steps:
-            evaluate(state, 0)
+    checkpoints = Checkpoints(
+        run.workdir / "checkpoints", config.keep_last, config.keep_every_steps, run.faults
+    )
+    with (
+        Watchdog(run.config.watchdog, run.workdir) as watchdog,
+        CompileCounter(STEP_NAME) as compiled,
+        checkpoints,
+        Preemption() as preemption,
+    ):
+        loop = _Loop(run, checkpoints, watchdog, compiled, quiet)
         try:
-            for step in range(start + 1, config.steps + 1):
-                with watch.measure("data"):
-                    batch = run.source.next(state)
-                    if run.source.fresh_optimizer and run.reset_optimizer is not None:
-                        state = run.reset_optimizer(state)
-                with watch.measure("step"):
-                    state, metrics = run.step(state, batch)
-                    sums.add(metrics)
-                    if run.debug:
-                        check_identities(metrics, step)
-                    if step == start + 1:
-                        jax.block_until_ready(state.step)
-                        writer.say(
-                            f"first step {step} done {watch.elapsed():.1f} s after the loop began"
-                        )
-                last = step == config.steps
-                if step % config.log_every_steps == 0:
-                    log(step)
-                if _due(step, config.evaluate_every_steps) or last:
-                    evaluate(state, step)
-                if step % config.checkpoint_every_steps == 0 or last or preemption.requested:
-                    save(state)
-                if preemption.requested and not last:
-                    checkpoints.wait()
-                    writer.say(f"preempted: saved step {step}, exit {PREEMPTED} (run again)")
-                    return PREEMPTED
-            checkpoints.wait()
+            return loop.go(preemption)
         finally:
-            writer.close()
-        run.state = state
+            loop.writer.close()
+
+
+def next_batch(run: Run, state: TrainState) -> tuple[TrainState, Batch]:
+    """The batch of the next step, and the state: with a new optimizer where the source says so."""
+    batch = run.source.next(state)
+    if run.source.fresh_optimizer and run.reset_optimizer is not None:
+        state = run.reset_optimizer(state)
+    return state, batch
+
+
+class _Loop:
+    """What `train` does between two steps, and what it must remember for that."""
+
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        watchdog: Watchdog,
+        compiled: CompileCounter,
+        quiet: bool,
+    ):
+        self.run, self.config, self.checkpoints = run, run.config.train, checkpoints
+        self.watchdog, self.compiled = watchdog, compiled
+        self.watch = Stopwatch()
+        # What a user must know whatever --quiet says.
+        self.state, meta = restore_if_any(checkpoints, run, _warn)
+        self.sums = MetricSums(meta.get("unfinished_metrics"))
+        self.start = int(self.state.step)
+        self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet)
+        self.guard = NonfiniteGuard(
+            run.workdir, self.config.skipped_steps_limit, self.writer.say,
+            meta.get("skipped_in_a_row", 0),
+        )  # fmt: skip
+        drop_rows(run.workdir / nonfinite.FILE, self.start + 1)
+        self.rate = _Rate(run)
+        # The last dispatched step until it is looked at: number, what was not finite, its batch.
+        self.unseen: tuple[int, Any, Callable[[], dict[str, Any]]] | None = None
+        self.batch: Any = None
+        if self.start:
+            self.writer.say(f"resumed from step {self.start} of {checkpoints.folder}")
+        else:
+            checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            _check_room(checkpoints.folder, self.state, run.source.arrays())
+
+    def go(self, preemption: Preemption) -> int:
+        config, faults = self.config, self.run.faults
+        if self.start == 0 and config.evaluate_every_steps:
+            self.evaluate(0)
+        for step in range(self.start + 1, config.steps + 1):
+            last, first = step == config.steps, step == self.start + 1
+            self.watchdog.begin("compile" if first else "step", step)
+            began = time.monotonic()
+            faults.reach("data", step)
+            self.take(step)
+            if first:
+                jax.block_until_ready(self.state.step)
+                passed = self.watch.elapsed()
+                self.writer.say(f"first step {step} done {passed:.1f} s after the loop began")
+            else:
+                self.watchdog.step_done(time.monotonic() - began)
+            due_log = step % config.log_every_steps == 0
+            due_evaluation = _due(step, config.evaluate_every_steps) or last
+            stopping = preemption.requested
+            due_save = step % config.checkpoint_every_steps == 0 or last or stopping
+            if due_log or due_evaluation or due_save:
+                self.look()
+            if due_log:
+                self.log(step)
+            if due_evaluation:
+                self.evaluate(step)
+            if due_save:
+                self.save()
+            self.report_failed_saves()
+            if stopping and not last:
+                self.finish_save(step)
+                self.writer.say(f"preempted: saved step {step}, exit {PREEMPTED} (run again)")
+                return PREEMPTED
+        self.finish_save(config.steps)
+        self.run.state = self.state
         return DONE
+
+    def take(self, step: int) -> None:
+        """Make a batch, dispatch the step, and look at the one before it."""
+        run = self.run
+        with self.watch.measure("data"):
+            self.state, self.batch = next_batch(run, self.state)
+        run.faults.reach("step", step)
+        with self.watch.measure("step"):
+            try:
+                self.state, metrics = run.step(self.state, self.batch)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"step {step}: {error}") from error
+            broken = metrics.pop("nonfinite").value
+            self.sums.add(metrics)
+            if run.debug:
+                check_identities(metrics, step)
+            self.look()
+            self.unseen = (step, broken, run.source.describe())
+
+    def look(self) -> None:
+        """Wait for the step that was dispatched last, and see whether it was skipped."""
+        if self.unseen is None:
+            return
+        step, broken, describe = self.unseen
+        self.unseen = None
+        try:
+            self.guard.look(step, broken, describe)
+        except Diverged as error:
+            where = self.dump(step)
+            raise Diverged(f"{error}\n{where}") from None
+
+    def dump(self, step: int) -> str:
+        """Write what a diverged run was doing; says where. The state is that before the skipped
+        steps; the batch is the last one that was made.
+        """
+        folder = self.run.workdir / DUMPS / f"step_{step:08d}"
+        try:
+            dump_batch(folder / "batch.npz", self.batch)
+            report = diagnose(self.run.gradients, self.state, self.batch)
+            runs_until = int(self.state.step)
+            text = json.dumps({**report, "step": runs_until}, indent=1)
+            (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            return f"no dump: {folder} cannot be written ({error.strerror})"
+        return f"{folder} has the last batch and its gradients; nonfinite.jsonl names all batches"
+
+    def log(self, step: int) -> None:
+        config, run = self.config, self.run
+        with self.watch.measure("step"):
+            means = self.sums.finish()
+        skipped = round(means.pop("steps_skipped", 0.0) * config.log_every_steps)
+        done = config.log_every_steps - skipped
+        tokens = round(means.pop("tokens", 0.0) * done)
+        # Of nothing there is no mean.
+        means = {**means, "tokens": tokens} if done > 0 else {"tokens": 0}
+        row = {"step": step, "split": "train", **run.source.meta(), **means}
+        row["steps_skipped"] = skipped
+        if _due(step // config.log_every_steps, config.hash_every_logs):
+            with self.watch.measure("hash"):
+                row["state_hash"] = "-".join(of_state(self.state).values())
+        times = {**self.watch.finish(), **self.compiled.counts()}
+        if self.checkpoints.failed_in_a_row:
+            times["failed_saves"] = self.checkpoints.failed_in_a_row
+        self.writer.write({**row, "time": {**times, **self.rate.measure(tokens, times)}})
+
+    def evaluate(self, step: int) -> None:
+        with self.watch.measure("evaluate"), self.watchdog.phase("evaluate", step):
+            self.run.faults.reach("evaluate", step)
+            values = self.run.evaluate(self.state)
+        row = {"step": step, "split": "validation", **self.run.source.meta(), **values}
+        self.writer.write({**row, "time": {}})
+
+    def save(self) -> None:
+        source = self.run.source
+        with (
+            self.watch.measure("checkpoint"),
+            self.watchdog.phase("checkpoint", int(self.state.step)),
+        ):
+            meta = {
+                **self.run.meta, **source.meta(), "unfinished_metrics": self.sums.save(),
+                "skipped_in_a_row": self.guard.in_a_row,
+            }  # fmt: skip
+            self.checkpoints.save(self.state, source.save(), meta, source.arrays())
+
+    def report_failed_saves(self) -> None:
+        """Say which saves failed, each by its own step. Raises CheckpointError after too many."""
+        for failure in self.checkpoints.failures():
+            _warn(f"saving step {failure.step} failed: {failure.reason}; {self.newest()}")
+        if self.checkpoints.failed_in_a_row >= FAILED_SAVES_LIMIT:
+            raise CheckpointError(
+                f"{self.checkpoints.failed_in_a_row} saves in a row failed, the last at step "
+                f"{int(self.state.step)}; {self.newest()}. Mend the disk and run again"
+            )
+
+    def finish_save(self, step: int) -> None:
+        """Return when a step is on disk, trying once more if need be. Raises CheckpointError."""
+        with self.watchdog.phase("checkpoint", step):
+            self.checkpoints.wait()
+            self.report_failed_saves()
+            if step not in self.checkpoints.steps():
+                self.save()
+                self.checkpoints.wait()
+                self.report_failed_saves()
+            if step not in self.checkpoints.steps():
+                raise CheckpointError(
+                    f"step {step} could not be saved; {self.newest()}. Mend the disk and run again"
+                )
+
+    def newest(self) -> str:
+        latest = self.checkpoints.latest()
+        return "no step is saved" if latest is None else f"the newest saved step is {latest}"
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _check_room(folder: Path, state: TrainState, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse to begin a run of which not even one checkpoint would fit. Raises ConfigError."""
+    try:
+        check_space(folder, nbytes((state, arrays)))
+    except OSError as error:
+        raise ConfigError(f"no room for a checkpoint: {error}") from None
 
 
 def check_identities(metrics: dict[str, Any], step: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import jax
 
+from reasoning_jax.durable import replace_text
 from reasoning_jax.objectives.masked import Sum
 
 
@@ -99,7 +99,7 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         # A run that starts anew may evaluate at step 0, one that resumes has done so.
         first = resume_step + 1 if resume_step else 0
-        _truncate(self._path, first)
+        drop_rows(self._path, first)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first)
         self._console = _Console(total_steps, quiet)
@@ -190,8 +190,10 @@ def _cell(value: Any, style: str) -> str:
     return "" if value is None else format(value, style)
 
 
-def _truncate(path: Path, first: int) -> None:
-    """Drop the rows from step `first` on, and a torn last line; replaces the file as a whole."""
+def drop_rows(path: Path, first: int) -> None:
+    """Drop the rows of a JSONL file from step `first` on, which will be written again, and a torn
+    last line; replaces the file as a whole.
+    """
     if not path.exists():
         return
     kept = []
@@ -202,6 +204,4 @@ def _truncate(path: Path, first: int) -> None:
             continue
         if row["step"] < first:
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, "".join(kept))

@@ -23,7 +23,8 @@ from reasoning_jax.model import spec
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.train import losses, optimizer
 from reasoning_jax.train import state as states
-from reasoning_jax.train.step import Step, make_train_step
+from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
+from reasoning_jax.train.step import Gradients, Step, make_gradients, make_train_step
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class Program:
     trained: tuple[str, ...]
     tx: optax.GradientTransformation
     loss: losses.Loss
+    gradients: Gradients
     step: Step
 
 
 def make_program(
-    config: Config, model: ModelConfig, ids: ActionIds, thoughts: Thoughts | None = None
+    config: Config,
+    model: ModelConfig,
+    ids: ActionIds,
+    thoughts: Thoughts | None = None,
+    faults: FaultPlan = NO_FAULTS,
 ) -> Program:
     """Raises ConfigError for patterns that match nothing and objectives that cannot be."""
     specs = states.state_specs(config, model)
@@ -51,8 +57,11 @@ def make_program(
     )
     schedule = optimizer.make_schedule(config.optimizer, config.train.steps)
     loss = losses.make_loss(model, config.objective, ids, config.sequencematch, thoughts)
-    step = make_train_step(config, loss, tx, schedule, trained)
-    return Program(config, model, specs, trained, tx, loss, step)
+    gradients = make_gradients(config, loss, trained)
+    step = make_train_step(
+        gradients, tx, schedule, trained, faults.poison("loss"), faults.poison("grad")
+    )
+    return Program(config, model, specs, trained, tx, loss, gradients, step)
 
 
 def fresh_state(

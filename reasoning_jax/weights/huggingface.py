@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from reasoning_jax.config import ModelConfig
+from reasoning_jax.durable import sync
 from reasoning_jax.weights.config_json import family_of, from_config_json, to_config_json
 from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json, read_text, short
 from reasoning_jax.weights.layout import HUGGING_FACE, Tensors
@@ -271,7 +272,7 @@ def export(
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return folder
@@ -306,7 +307,7 @@ def _write_tensors(
             prefix = "" if plain.startswith("lm_head") else _PREFIX[family]
             arrays[prefix + plain] = make()
         save_file(arrays, folder / name, metadata={"format": "pt"})
-        _sync(folder / name)
+        sync(folder / name)
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
@@ -335,12 +336,4 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path)

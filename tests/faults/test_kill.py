@@ -1,95 +1,73 @@
 """SIGKILL at any moment, many of them inside a save: in the end nothing differs."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
-
 import pytest
 
-from reasoning_jax.commands import train as command
-from tests.faults import trainer
-from tests.train.test_resume import assert_same
-
-ROOT = Path(__file__).parents[2]
+from tests.faults import harness
 
 
-def start(workdir, kind):
-    # The devices (XLA_FLAGS) are those of the unbroken run, and so are the last bits.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.trainer", str(workdir), kind],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """{kind: the folder of a run that was never interrupted}, made when asked for."""
+    folders = {}
+
+    def of(kind):
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            assert harness.run(harness.KINDS[kind](), folders[kind]).code == 0
+        return folders[kind]
+
+    return of
 
 
-def run_until(workdir, kind, word, count, delay_s):
-    """Kill the process `delay_s` after it said `word` for the `count`th time. Returns its exit code
-    and what it said; it may be done before.
+@pytest.mark.parametrize(
+    ("kind", "plan", "kills"),
+    [
+        # The end of an epoch (step 6) and the steps beside it; two moments of a save.
+        ("mle", "kill@commit:3,kill@data:6,kill@step:7,kill@write:9", 4),
+        # Before the first refresh of the buffer and after it; while orbax writes.
+        ("match", "kill@data:4,kill@write:6+15,kill@step:8", 3),
+        # The last step of stage 1, with its save under way, and the first of stage 2.
+        ("stages", "kill@seal:6,kill@step:7,kill@prune:10", 3),
+    ],
+)
+def test_killed_and_resumed_equals_unbroken(tmp_path, unbroken, kind, plan, kills):
+    """Catches: a half-written step taken for whole, a buffer older or newer than its parameters, a
+    stage, an optimizer or metrics of a lost future.
     """
-    process, said = start(workdir, kind), []
-    watchdog = threading.Timer(300, process.kill)
-    watchdog.start()
-    try:
-        for line in process.stdout:
-            said.append(line.strip())
-            if said[-1] == word and said.count(word) == count:
-                time.sleep(delay_s)
-                process.send_signal(signal.SIGKILL)
-                break
-        process.stdout.read()
-        return process.wait(), said
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait()
+    assert harness.run_with(harness.KINDS[kind](), tmp_path / "broken", plan) == kills
+    harness.assert_same(unbroken(kind), tmp_path / "broken")
 
 
-def kill_and_compare(tmp_path, kills, kind="match"):
-    assert command.train(trainer.config(kind), tmp_path / "unbroken", [], quiet=True) == 0
-    for word, count, delay_s in kills:
-        code, said = run_until(tmp_path / "broken", kind, word, count, delay_s)
-        assert code in (-signal.SIGKILL, 0), said
-        if code == 0:
-            break
-    code, said = run_until(tmp_path / "broken", kind, "never", 1, 0)
-    assert code == 0, said
-    assert_same(tmp_path / "unbroken", tmp_path / "broken", trainer.STEPS)
-
-
-def test_killed_inside_saves_and_between_refreshes(tmp_path):
-    """Catches: a half-written step taken for whole, a buffer older or newer than its parameters,
-    metrics of a lost future.
+@pytest.mark.parametrize("site", ["save", "write", "seal", "commit", "committed", "prune"])
+def test_at_each_point_of_a_save_the_step_before_stays(tmp_path, site):
+    """With one step kept, so that there is no other to fall back to. Catches: a step deleted
+    before the next one counts, a step that counts before it is whole.
     """
-    kill_and_compare(tmp_path, [("saving", 3, 0.01), ("batch", 2, 0.0)])
+    config = harness.changed(harness.mle(), train={"keep_last": 1, "steps": 6})
+    outcome = harness.run(config, tmp_path, f"kill@{site}:6")
+    assert outcome.code == harness.KILLED, outcome.output
+    from reasoning_jax.train.checkpoint import Checkpoints
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        # From the rename on the new one counts; the old one goes last.
+        assert checkpoints.steps() == ([3, 6] if site in ("committed", "prune") else [3])
+        assert not any(map(checkpoints.verify, checkpoints.steps()))
 
 
 @pytest.mark.slow
-def test_killed_between_the_stages_of_a_curriculum(tmp_path):
-    """After step 7 (of stage 2) was trained, back to step 4, of stage 1.
-
-    Catches: a stage, or an optimizer, of a lost future.
-    """
-    kill_and_compare(tmp_path, [("drawn", 8, 0.0)], "stages")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_random(tmp_path, seed):
-    """20 kills in all, at least half of them within the fraction of a second that a save takes."""
-    rng = random.Random(seed)
-    # From the third save on: by then one is complete (see the next test).
-    kills = [("saving", rng.randint(3, 4), rng.uniform(0, 0.3)) for _ in range(2)]
-    kills += [(rng.choice(["batch", "refresh", "drawn"]), rng.randint(1, 4), rng.uniform(0, 0.1))
-              for _ in range(2)]  # fmt: skip
-    rng.shuffle(kills)
-    kill_and_compare(tmp_path, kills)
+@pytest.mark.parametrize("kind", harness.KINDS)
+def test_killed_at_random(tmp_path, unbroken, kind):
+    """`python -m tests.faults` runs as many as wanted."""
+    done, seed = 0, 0
+    while done < 20:
+        done += harness.kill_and_compare(kind, tmp_path, seed, 10, unbroken(kind))
+        seed += 1
 
 
-@pytest.mark.slow
-def test_killed_inside_the_first_save(tmp_path):
-    kill_and_compare(tmp_path, [("saving", 1, 0.01)])
+def test_terminated_at_any_step_saves_and_goes_on(tmp_path, unbroken):
+    config = harness.mle()
+    plan = "term@step:5,term@data:10"
+    codes = [harness.run(config, tmp_path / "broken", plan).code for _ in range(3)]
+    assert codes == [42, 42, 0]
+    # Step 5 and 10 are saved beside the scheduled ones; the last is what both have.
+    harness.assert_same(unbroken("mle"), tmp_path / "broken")

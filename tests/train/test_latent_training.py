@@ -17,8 +17,9 @@ from reasoning_jax.data.staged import CurriculumSource
 from reasoning_jax.train import optimizer
 from reasoning_jax.train import state as states
 from reasoning_jax.train.program import fresh_state, make_program
+from tests.faults.harness import assert_same, everything_in, metrics_of
 from tests.small import thinking_run
-from tests.train.test_resume import assert_same, everything_in, metrics_of, preempt_after
+from tests.train.test_resume import preempt_after
 
 STOPPED = {"train": {"steps": 8, "log_every_steps": 1, "checkpoint_every_steps": 100}}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorboardX
 
+from reasoning_jax import durable
 from reasoning_jax.objectives.masked import Sum
 from reasoning_jax.train import metrics
 from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, plain_line
@@ -127,7 +128,7 @@ def test_a_writer_that_dies_while_opening_loses_no_row(tmp_path, monkeypatch):
     def died(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(metrics.os, "replace", died)
+    monkeypatch.setattr(durable.os, "replace", died)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path, 2)
     assert read(tmp_path) == before

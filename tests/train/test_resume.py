@@ -5,8 +5,6 @@ import json
 import os
 import signal
 
-import jax
-import numpy as np
 import pytest
 
 from reasoning_jax.commands import train as command
@@ -14,33 +12,8 @@ from reasoning_jax.config import ConfigError
 from reasoning_jax.data.pipeline import SupervisedSource
 from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
+from tests.faults.harness import assert_same, everything_in, metrics_of
 from tests.small import matching_run, tiny_run
-
-
-def metrics_of(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
-
-
-def everything_in(workdir, step):
-    """All arrays and JSON of a checkpoint, as comparable values."""
-    import orbax.checkpoint as ocp
-
-    folder = (workdir / "checkpoints").absolute()
-    names = [n for n in ("params", "opt", "replay") if (folder / str(step) / n).is_dir()]
-    args = {name: ocp.args.StandardRestore() for name in names}
-    with ocp.CheckpointManager(folder) as manager:
-        out = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore(), **args
-            ),
-        )
-    arrays = {
-        jax.tree_util.keystr(path): np.asarray(x)
-        for path, x in jax.tree.leaves_with_path({name: out[name] for name in names})
-    }
-    return arrays, out["data"], out["meta"]
 
 
 def preempt_after(monkeypatch, steps, source=SupervisedSource):
@@ -71,17 +44,6 @@ def test_resumed_equals_unbroken(tmp_path, monkeypatch, stops, pack):
             assert command.train(config, tmp_path / "broken", [], quiet=True) == 42
     assert command.train(config, tmp_path / "broken", [], quiet=True) == 0
     assert_same(tmp_path / "unbroken", tmp_path / "broken", 6)
-
-
-def assert_same(unbroken, broken, step):
-    """Every array bit by bit, the place in the data, meta and all logged numbers."""
-    want, want_data, want_meta = everything_in(unbroken, step)
-    got, got_data, got_meta = everything_in(broken, step)
-    assert want.keys() == got.keys()
-    for path, x in want.items():
-        assert x.tobytes() == got[path].tobytes(), path
-    assert (want_data, want_meta) == (got_data, got_meta)
-    assert metrics_of(unbroken) == metrics_of(broken)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -141,7 +103,7 @@ def test_a_folder_with_only_broken_checkpoints_never_starts_again(tmp_path):
     for file in (tmp_path / "checkpoints" / "2" / "params").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="cannot be restored"):
+    with pytest.raises(CheckpointError, match=r"no intact (.|\n)*were saved"):
         command.train(config, tmp_path, [], quiet=True)
     for name in ("commit_success.txt", "_CHECKPOINT_METADATA"):
         (tmp_path / "checkpoints" / "2" / name).unlink(missing_ok=True)
@@ -163,6 +125,21 @@ def test_a_first_save_that_was_cut_off_is_no_step(tmp_path):
     assert command.train(config, tmp_path / "cut", [], quiet=True) == 0
     want, got = (everything_in(tmp_path / name, 2)[0] for name in ("whole", "cut"))
     assert all(x.tobytes() == got[path].tobytes() for path, x in want.items())
+
+
+def test_a_folder_of_the_time_before_a_key_was_renamed(tmp_path):
+    """Catches: a run that can no longer be continued, evaluated or sampled."""
+    from reasoning_jax.commands.saved_config import get_config
+
+    config = tiny_run(train={"steps": 2, "keep_last": 2})
+    assert command.train(config, tmp_path, [], quiet=True) == 0
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["train"]["keep_checkpoints"] = values["train"].pop("keep_last")
+    del values["watchdog"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert get_config(str(tmp_path)).train.keep_last == 2
+    assert command.train(config, tmp_path, [], quiet=True) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["keep_last"] == 2
 
 
 def test_parameters_alone_and_a_step_that_is_not_there(tmp_path):

@@ -1,0 +1,24 @@
+"""Files that are there whole or not at all, and on disk when that is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Put a file's content, or a folder's entries (renames, deletions), on disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give a file a new content at once: whoever reads it sees the old or the new one, and a crash
+    leaves one of them. Raises OSError.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
