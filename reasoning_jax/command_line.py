@@ -55,7 +55,8 @@ _STRINGS = {
 }
 _SWITCHES = {
     "print_config": "Print the resolved config as JSON and stop.",
-    "dry_run": "Print shapes, memory and batch tree; allocate nothing.",
+    "explain": "Print how the batch divides and where each value is from; start no backend.",
+    "dry_run": "Print shapes, memory and batch tree on these devices; allocate nothing.",
     "debug": "Checks for NaN, leaked tracers, reused keys; explains recompilation.",
     "quiet": "No progress lines.",
     "all": "sweep: every run, one after the other.",
@@ -100,7 +101,7 @@ def parse(argv: list[str], command: Command) -> tuple[flags.FlagValues, list[str
         raise UsageError(f"the config cannot be read: {first_lines(error)}") from None
     for flag in known:
         if known[flag].present and flag.split(".")[0] not in command.takes:
-            takes = " ".join(f"--{taken}" for taken in command.takes)
+            takes = " ".join(f"--{taken}" for taken in command.takes) or "no flags"
             raise UsageError(f"{name} does not take --{flag}; it takes {takes}")
     if command.words is not None and len(rest) > command.words:
         extra = rest[command.words]
@@ -275,13 +276,17 @@ def _value_of(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
+def is_saved_config(file: str) -> bool:
+    """Whether a --config is the config that a run was started with."""
+    return file.startswith(f"{_SAVED_CONFIG}:")
+
+
+def flag_names() -> list[str]:
+    """Every flag of any command but --config."""
+    return [*_SWITCHES, *_NUMBERS, *_STRINGS]
+
+
 def flag_list() -> str:
     """All flags besides --config and --workdir, for the help."""
-    names = [f"--{name}" for name in (*_SWITCHES, *_NUMBERS, *_STRINGS) if name != "workdir"]
-    return textwrap.fill(
-        "flags: " + " ".join(names),
-        90,
-        subsequent_indent="       ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    names = " ".join(f"--{name}" for name in flag_names() if name != "workdir")
+    return textwrap.fill(f"flags: {names}", 90, subsequent_indent="       ", break_on_hyphens=False)

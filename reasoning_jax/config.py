@@ -363,9 +363,10 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
 def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, Any]) -> None:
     """For config files: refuse an argument that is none of `options`. Raises ConfigError."""
     if value not in options:
+        hint = nearest_name(value, options)
         raise ConfigError(
             f"{name} must be one of {', '.join(options)}; got {show(value)}"
-            f"{nearest_name(value, options)}"
+            f"{hint if hint.endswith('?') else ''}"
         )
 
 

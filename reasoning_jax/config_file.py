@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import config_dict
+
 from reasoning_jax.config_fields import SHOWN, show
 from reasoning_jax.exit_codes import UsageError, exit_code, first_lines
 
@@ -51,7 +53,7 @@ def open_config_file(name: str) -> Callable[..., Any]:
                 f"{_FUNCTIONS[function]}"
             )
         result = _in_words(name, getattr(module, function), *arguments)
-        if function == "get_config" and not hasattr(result, "to_dict"):
+        if function == "get_config" and not isinstance(result, config_dict.ConfigDict):
             raise UsageError(
                 f"{name}: get_config must return a ConfigDict, got {type(result).__name__}"
             )
@@ -61,14 +63,32 @@ def open_config_file(name: str) -> Callable[..., Any]:
 
 
 def nearest_file(path: Path, pattern: str) -> str:
-    """ "; did you mean DIR/NAME?" for the name of a folder that is nearest to a missing one's."""
+    """ "; did you mean DIR/NAME?" for what is nearest to a missing file, or to its folder."""
+    folder, near = path.parent, None
+    if not _is_dir(folder):
+        found = _nearest(folder, "*")
+        folder = folder.parent / found if found else Path(".")
+    if (_is_file(folder / path.name) or _is_dir(folder / path.name)) and folder != path.parent:
+        near = path.name
+    near = near or _nearest(folder / path.name, pattern)
+    return f"; did you mean {folder / near}?" if near else ""
+
+
+def _nearest(path: Path, pattern: str) -> str | None:
+    """The name beside `path` that is nearest to its own."""
     try:
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        files = [p.name for p in itertools.islice(folder.glob(pattern), _MOST_FILES)]
+        names = [p.name for p in itertools.islice(path.parent.glob(pattern), _MOST_FILES)]
     except (OSError, ValueError):
-        return ""
-    near = difflib.get_close_matches(path.name[:SHOWN], files, n=1, cutoff=0.4)
-    return f"; did you mean {folder / near[0]}?" if near else ""
+        return None
+    near = difflib.get_close_matches(path.name[:SHOWN], names, n=1)
+    return near[0] if near else None
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_file(path: Path) -> bool:

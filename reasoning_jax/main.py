@@ -67,6 +67,11 @@ def _run(argv: list[str]) -> int:
     return _COMMANDS[command].run(*command_line.parse(argv, _COMMANDS[command]))
 
 
+def commands() -> list[str]:
+    """The names of all commands."""
+    return list(_COMMANDS)
+
+
 def _config(known: flags.FlagValues, command: str) -> Config:
     if known.config is None:
         need = "--workdir=DIR of a run" if _COMMANDS[command].of_run else "--config=FILE"
@@ -94,6 +99,22 @@ def _workdir(known: flags.FlagValues, command: str) -> Path:
     return Path(known.workdir)
 
 
+def _shown(known: flags.FlagValues, command: str, config: Config) -> int | None:
+    """The exit code where the config is to be shown and nothing else done; else None."""
+    wanted = [name for name in ("print_config", "explain", "dry_run") if known[name].value]
+    if len(wanted) > 1:
+        raise UsageError(f"{command} takes one of {' and '.join(f'--{name}' for name in wanted)}")
+    if known.print_config:
+        return _print_config(config)
+    if known.explain:
+        from reasoning_jax.commands.config import explain
+
+        of_run = command_line.is_saved_config(config_flags.get_config_filename(known["config"]))
+        keys = list(config_flags.get_override_values(known["config"]))
+        return explain(config, "run" if of_run else "config file", keys)
+    return None
+
+
 def _print_config(config: Config) -> int:
     import json
 
@@ -105,8 +126,8 @@ def _print_config(config: Config) -> int:
 
 def _train(known: flags.FlagValues, _: list[str]) -> int:
     config = _config(known, "train")
-    if known.print_config:
-        return _print_config(config)
+    if (code := _shown(known, "train", config)) is not None:
+        return code
     workdir = None if known.dry_run else _workdir(known, "train")
     check_files(config)
     from reasoning_jax.commands import train
@@ -120,8 +141,8 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
 
 def _evaluate(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "evaluate"), _config(known, "evaluate")
-    if known.print_config:
-        return _print_config(config)
+    if (code := _shown(known, "evaluate", config)) is not None:
+        return code
     from reasoning_jax.commands import evaluate
 
     return evaluate.evaluate(config, workdir, known.checkpoint)
@@ -168,6 +189,17 @@ def _data(known: flags.FlagValues, words: list[str]) -> int:
     config = _config(known, "data")
     check_files(config)
     return data.build(config, Path(known.out))
+
+
+def _config_command(_: flags.FlagValues, words: list[str]) -> int:
+    if words[:1] not in (["diff"], ["show"]) or len(words) != {"diff": 3, "show": 2}[words[0]]:
+        raise UsageError(
+            "config knows two actions: reasoning-jax config diff A B, and config show A; each of A "
+            "and B is a config file[:arg], a run folder or a config.json"
+        )
+    from reasoning_jax.commands import config
+
+    return config.compare(*words[1:]) if words[0] == "diff" else config.show_config(words[1])
 
 
 def _probe(known: flags.FlagValues, _: list[str]) -> int:
@@ -277,12 +309,12 @@ def _experiment(name: str) -> Path:
 _COMMANDS = {
     "train": Command(
         "train (or continue) the run in --workdir",
-        ("config", "workdir", "print_config", "dry_run", "debug", "quiet", "faults"),
+        ("config", "workdir", "print_config", "explain", "dry_run", "debug", "quiet", "faults"),
         _train,
     ),
     "evaluate": Command(
         "evaluate a checkpoint of the run in --workdir",
-        ("config", "workdir", "print_config", "debug", "checkpoint"),
+        ("config", "workdir", "print_config", "explain", "debug", "checkpoint"),
         _evaluate,
         of_run=True,
     ),
@@ -300,6 +332,12 @@ _COMMANDS = {
         ("config", "debug", "out", "problems"),
         _data,
         words=1,
+    ),
+    "config": Command(
+        "diff A B: what tells two configs or runs apart; show A: one of them, explained",
+        (),
+        _config_command,
+        words=3,
     ),
     "probe": Command(
         "look into the thoughts of the run in --workdir: numbers, pictures, a page",

@@ -5,6 +5,7 @@ What is in the files, and whether rows fit, is found by `commands.assemble`.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -69,11 +70,12 @@ def check_files(config: Config) -> None:
         if value in PACKAGES and key in ("weights.path", "evaluate.feature_weights"):
             find_gguf(value)
         elif not _exists(value):
-            packages = f" or one of {', '.join(PACKAGES)}" if "weights" in key else ""
-            raise ConfigError(
-                f"{key}={show(value)}: there is no such file or folder{packages}"
-                f"{nearest_file(Path(value), '*')}"
-            )
+            hint = nearest_file(Path(value), "*")
+            if "weights" in key:
+                near = difflib.get_close_matches(value, PACKAGES, n=1)
+                hint = f"; did you mean {near[0]}?" if near else hint
+                hint = f", and no package of that name ({', '.join(PACKAGES)}){hint}"
+            raise ConfigError(f"{key}={show(value)}: there is no such file or folder{hint}")
 
 
 def _exists(path: str) -> bool:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from reasoning_jax.tokenizer_json import TokenizerError, guarded, parse_tokenizer_json
 
 PAD, BOS, EOS, BACKSPACE = "<pad>", "<bos>", "<eos>", "<backspace>"
 BOT, EOT, LATENT = "<bot>", "<eot>", "<latent>"
@@ -231,16 +232,10 @@ class TokenizerCodec:
     _size: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        import tokenizers
-
         try:
-            json.loads(self.tokenizer_json)
-            tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of the Rust parser is no Exception
-            reason = str(error).split("\n")[0][:200]
-            raise VocabError(f"not a Hugging Face tokenizer.json: {reason}") from None
+            tokenizer = parse_tokenizer_json(self.tokenizer_json)
+        except (TokenizerError, UnicodeEncodeError, TypeError) as error:
+            raise VocabError(f"not a Hugging Face tokenizer.json: {error}") from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
@@ -261,8 +256,13 @@ class TokenizerCodec:
 
     def begins_with(self, i: int | None) -> bool:
         """Whether the tokenizer itself puts special id `i` before every text (as a <bos>)."""
-        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
-        return i is not None and ids[:1] == [i]
+        if i is None:
+            return False
+        try:
+            ids = guarded(self._tokenizer.encode, "a", add_special_tokens=True).ids
+        except TokenizerError as error:
+            raise VocabError(f"the tokenizer cannot encode 'a': {error}") from None
+        return ids[:1] == [i]
 
     def special_ids(self) -> dict[str, int]:
         """The tokenizer's own special tokens by their literal."""
@@ -271,15 +271,17 @@ class TokenizerCodec:
 
     def encode(self, text: str) -> list[int]:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return guarded(self._tokenizer.encode, text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):
             raise VocabError("the text has a lone surrogate, which has no UTF-8 form") from None
-        except Exception as error:
-            reason = str(error).split("\n")[0][:200]
-            raise VocabError(f"the tokenizer cannot encode {text[:40]!r}: {reason}") from None
+        except TokenizerError as error:
+            raise VocabError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        try:
+            return guarded(self._tokenizer.decode, list(ids), skip_special_tokens=False)
+        except TokenizerError as error:
+            raise VocabError(f"the tokenizer cannot decode {len(ids)} ids: {error}") from None
 
     def text_ids(self) -> list[int]:
         return sorted(self._ids - set(self.special_ids().values()))

@@ -470,6 +470,17 @@ def test_a_defect_of_ours_is_not_taken_for_a_mistake(monkeypatch, places):
         main.run(["", "train", f"--config={places['q']}", "--print_config"])
 
 
+def test_a_mesh_that_does_not_fit_the_devices_leaves_no_run(tmp_path, capsys, places):
+    """Catches: a folder that can be continued only with the config that could not run."""
+    run = tmp_path / "run"
+    train = ["", "train", f"--config={places['q']}", f"--workdir={run}"]
+    many = ["--config.mesh.data=16", "--config.train.batch_rows=16"]
+    assert main.run([*train, *many]) == 2
+    assert "does not cover" in capsys.readouterr().err
+    assert not (run / "config.json").exists()
+    runfolder.check_same_run(run, tiny())
+
+
 def test_a_run_from_end_to_end(tmp_path, capsys, places):
     run = tmp_path / "run"
 

@@ -86,6 +86,20 @@ def check_same_run(workdir: Path, config: Config) -> None:
         )
 
 
+def make_folder(workdir: Path) -> None:
+    """Make an empty folder where there is none; a run is in it once `open_run` has described it.
+
+    Raises:
+      ConfigError: it cannot be made, or not be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise ConfigError(f"--workdir={workdir} cannot be written: permission denied")
+
+
 def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> None:
     """Create the run folder, or note the present config in an existing one.
 

@@ -61,9 +61,11 @@ def train(
     runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    runfolder.open_run(workdir, config, overrides, assembly.vocab)
+    runfolder.make_folder(workdir)
     with runfolder.locked(workdir):
+        # Before the folder is a run's, which could only go on with this config.
         mesh_shape = check_devices(config, assembly.model, jax.device_count())
+        runfolder.open_run(workdir, config, overrides, assembly.vocab)
         runfolder.write_environment(workdir)
         if not quiet:
             for note in assembly.notes:

@@ -88,15 +88,16 @@ def show(value: Any) -> str:
 
 def wrong(reason: str, parsed: str = "", value: float = 0.0) -> Score:
     """The verdict on a wrong response; lone surrogates are escaped, so that it can be stored."""
-    parsed, reason = (
-        text.encode("utf-8", "backslashreplace").decode("utf-8") for text in (parsed, reason)
-    )
-    return Score(correct=False, value=value, parsed=parsed, reason=reason)
+    return Score(False, value, parsed=_storable(parsed), reason=_storable(reason))
 
 
 def right(parsed: str) -> Score:
-    """The verdict on a right response."""
-    return Score(correct=True, value=1.0, parsed=parsed)
+    """The verdict on a right response, storable likewise: some scorers forgive anything around."""
+    return Score(correct=True, value=1.0, parsed=_storable(parsed))
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def too_long(response: str, most: int) -> Score | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.durable import sync
+from reasoning_jax.tokenizer_json import TokenizerError, parse_tokenizer_json
 from reasoning_jax.weights.config_json import family_of, from_config_json, to_config_json
 from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json, read_text, short
 from reasoning_jax.weights.layout import HUGGING_FACE, Tensors
@@ -99,13 +100,9 @@ def parse_tokenizer(text: str | None, source: str) -> Any:
     """A `tokenizers.Tokenizer`, or None for None. Raises WeightsError on text that is not one."""
     if text is None:
         return None
-    from tokenizers import Tokenizer
-
     try:
-        return Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the Rust parser is no Exception
+        return parse_tokenizer_json(text)
+    except (TokenizerError, UnicodeEncodeError, TypeError) as error:
         raise WeightsError(f"{source}: not a tokenizer ({short(str(error))})") from None
 
 
@@ -116,7 +113,7 @@ def _special_id(
     if isinstance(token, dict):
         token = token.get("content")
     if isinstance(token, str) and tokenizer is not None:
-        found = tokenizer.token_to_id(token)
+        found = _token_id(tokenizer, token)
         if found is not None:
             return found
     value = config.get(f"{name}_token_id")
@@ -127,6 +124,13 @@ def _special_id(
     if type(value) is not int or not 0 <= value < 2**31:
         raise WeightsError(f"{source}: {name}_token_id must be an id, got {short(value)}")
     return value
+
+
+def _token_id(tokenizer: Any, token: str) -> int | None:
+    try:
+        return tokenizer.token_to_id(token)
+    except UnicodeEncodeError:  # a lone surrogate is no token
+        return None
 
 
 def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
@@ -247,7 +251,9 @@ def export(
         raise WeightsError(f"this model is of family {found}, not {family}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:
-            raise WeightsError(f"{folder} is not empty; give another folder, or overwrite=True")
+            raise WeightsError(
+                f"{folder} is not empty; give another folder (in Python, overwrite=True)"
+            )
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{folder} holds no model and is not overwritten")
     if chat_template is not None and tokenizer_json is None:

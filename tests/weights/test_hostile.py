@@ -1,9 +1,11 @@
 """Broken and hostile weight files: a typed error or a sound model, quickly and in little memory.
 
-Seeded mutations of every kind of file. 300 each here; ten times as many are marked slow.
+Seeded mutations of every kind of file. 300 each here; ten times as many are marked slow, or as many
+as FUZZ_WEIGHTS says.
 """
 
 import json
+import os
 import random
 import struct
 import time
@@ -148,9 +150,11 @@ def answer(read, path) -> tuple[bool, float, int]:
     return refused, seconds, peak
 
 
-def run(kind: str, rounds: int, tmp_path) -> int:
-    """Mutate and load `rounds` times; returns how many loads were refused."""
-    refusals = 0
+def run(kind: str, rounds: int, tmp_path) -> tuple[int, int, float, float]:
+    """Mutate and load `rounds` times: loads, refusals, slowest in seconds, largest peak in files'
+    sizes (of those files; a small one is below what Python's objects take).
+    """
+    loads, refusals, slowest, largest = 0, 0, 0.0, 0.0
     starts = originals(kind, tmp_path)
     for start in starts:
         path = start if start.is_file() else start / kind
@@ -171,19 +175,27 @@ def run(kind: str, rounds: int, tmp_path) -> int:
             assert seconds < 1.0, case
             assert peak < budget, f"{case}: {peak:,} bytes"
             refusals += refused
+            loads += 1
+            slowest = max(slowest, seconds)
+            largest = max(largest, 2 * (peak - SLACK_BYTES) / (budget - SLACK_BYTES))
         path.write_bytes(good)
-    return refusals
+    return loads, refusals, slowest, largest
 
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutated_files_are_answered(kind, tmp_path):
-    assert run(kind, 300, tmp_path) > 60
+    assert run(kind, 300, tmp_path)[1] > 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_many_mutated_files_are_answered(kind, tmp_path):
-    run(kind, 3000, tmp_path)
+    rounds = int(os.environ.get("FUZZ_WEIGHTS", 3_000))
+    loads, refusals, slowest, largest = run(kind, rounds, tmp_path)
+    print(
+        f"\n| {kind} | {loads:,} | {refusals:,} | {loads - refusals:,} | {slowest:.3f} s | "
+        f"{max(largest, 0):.1f} x |"
+    )
 
 
 def gguf_with(*parts: bytes, tensors: int = 0, values: int = 0) -> bytes:
