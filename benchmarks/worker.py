@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -18,10 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# A function that does one run to its end, and returns how many tokens are in it. Making it may
-# compile; its first run is not timed. It may have `temporaries`, the bytes that its program needs
-# beside arguments and results.
+# A function that does one run to its end, and returns how much work is in it (tokens, say). Making
+# it may compile; its first run is not timed. It may have
+#   warm_up      a function to be called in place of that first run, where a run is long
+#   temporaries  the bytes that its program needs beside arguments and results
+#   facts        a function that says, after a run, what shows that arms do the same work
 Run = Callable[[], int]
+
 
 def threads_environment(count: int) -> dict[str, str]:
     """What keeps the libraries of a process to `count` threads; its cores are pinned besides."""
@@ -55,7 +59,7 @@ class Worker:
             self.process.stdin.flush()
         answer = self._read()
         if "error" in answer:
-            raise RuntimeError(f"{request}: {answer['error']}")
+            raise RuntimeError(answer["error"])
         return answer
 
     def close(self) -> None:
@@ -65,13 +69,19 @@ class Worker:
         self.process.wait()
 
 
+def cpu_seconds() -> float:
+    """Of all threads of this process, and of the processes it started that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def timed(run: Run, repeats: int = 1) -> dict[str, list[float]]:
-    """CPU and wall seconds of each run, and the tokens in it. CPU time is that of all threads."""
+    """CPU and wall seconds of each run, and the tokens in it."""
     times: dict[str, list[float]] = {"cpu": [], "wall": [], "tokens": []}
     for _ in range(repeats):
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall = cpu_seconds(), time.perf_counter()
         tokens = run()
-        times["cpu"].append(time.process_time() - cpu)
+        times["cpu"].append(cpu_seconds() - cpu)
         times["wall"].append(time.perf_counter() - wall)
         times["tokens"].append(tokens)
     return times
@@ -80,7 +90,8 @@ def timed(run: Run, repeats: int = 1) -> dict[str, list[float]]:
 def answer(
     request: Mapping[str, Any], works: Mapping[str, Callable[..., Run]], made: dict[Any, Run]
 ) -> dict[str, Any]:
-    """The times (and temporaries) of request["repeats"] runs of request["work"]; the rest are its arguments.
+    """The times of request["repeats"] runs of request["work"], the rest of which are its arguments;
+    with what else the run has to say.
 
     `made` keeps what earlier requests set up; a new one has one run outside timing.
     """
@@ -89,8 +100,11 @@ def answer(
     key = (name, *sorted(arguments.items()))
     if key not in made:
         made[key] = works[name](**arguments)
-        made[key]()
-    return {"temporaries": getattr(made[key], "temporaries", 0), **timed(made[key], repeats)}
+        getattr(made[key], "warm_up", made[key])()
+    run = made[key]
+    times = timed(run, repeats)
+    facts = getattr(run, "facts", dict)()
+    return {"temporaries": getattr(run, "temporaries", 0), "facts": facts, **times}
 
 
 def serve(works: Mapping[str, Callable[..., Run]], hello: Mapping[str, Any]) -> None:
