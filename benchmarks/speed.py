@@ -1,173 +1,179 @@
 """Speed beside peers: one table, every row of which is measured in one run, its arms in turns.
 
     make bench                                        (installs the peers first)
-    python -m benchmarks.speed [--peers=.venv-bench] [--rounds=7] [--cores=0,1]
-        [--rows=SUBSTRING] [--arms=ours,transformers] [--out=FILE.json]
+    python -m benchmarks.speed [--peers=.venv-bench] [--rounds=5] [--cores=0,1]
+        [--rows=SUBSTRING,...] [--arms=ours,transformers] [--out=FILE.json] [--list]
 
 Every arm is a process of its own that lives through the row and runs a block of steps when asked
 (`worker.py`), all pinned to the same cores with as many threads; which arm begins alternates. A
-figure is the median over rounds, beside the least and the most; a ratio is the median of the rounds'
-ratios. CPU seconds are those of all threads of a process: where others use the machine too, they
+figure is the median over rounds, beside the least and the most; a ratio is the median of the
+rounds' ratios. CPU seconds are those of all threads of a process: where others use the machine too, they
 say more than wall seconds. Peers run as they come; ours as `reasoning-jax train` sets itself up. An
-arm whose environment is not installed is left out, and the table says so. Models are random: it
-does not say how well anything learns.
+arm that is not installed, or that fails, does not end the run: the table says why. Models are
+random: it does not say how well anything learns.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import missing, python_of
+from benchmarks.speed_rows import MODULES, OURS, ROWS, Arm, Goal, Row
 from benchmarks.worker import Worker, threads_environment
 
-OURS = "ours"
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One side of a row: which worker runs it, and what its request has besides the row's."""
-
-    name: str
-    worker: str
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the table a arm; ours comes first. `target`: {arm: how much faster ours should be}."""
-
-    name: str
-    request: Mapping[str, Any]
-    arms: tuple[Arm, ...]
-    target: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    block: int = 1
-
-
-# {worker: (environment in --peers, "" for ours, and the module that it runs)}
-WORKERS = {
-    OURS: ("", "benchmarks.speed_ours"),
-    "transformers": ("transformers", "benchmarks.speed_transformers"),
-    "tunix": ("tunix", "benchmarks.speed_tunix"),
-}
-LLAMA = {"vocab": 512, "width": 384, "layers": 6, "heads": 6, "inner": 1024}
-MINE = Arm(OURS, OURS)
-
-ROWS = (
-    Row(
-        "train step, 6 layers x 384, vocabulary 512, 16 x 256, AdamW",
-        {"work": "training", "batch": 16, "length": 256, **LLAMA},
-        (
-            MINE,
-            Arm("transformers + torch.compile", "transformers", {"compiled": True}),
-            Arm("transformers, eager", "transformers", {"compiled": False}),
-            Arm("google-tunix", "tunix"),
-        ),
-        {"transformers + torch.compile": 1.1, "google-tunix": 1.5},
-    ),
-    Row(
-        "sampling, 6 layers x 384, 32 rows, prompt 32, 128 new tokens",
-        {"work": "sampling", "batch": 32, "prompt": 32, "new_tokens": 128, **LLAMA},
-        (
-            MINE,
-            Arm("transformers, compiled, static cache", "transformers", {"cache": "static"}),
-            Arm("transformers, dynamic cache", "transformers", {"cache": "dynamic"}),
-            Arm("google-tunix", "tunix"),
-        ),
-        {"transformers, compiled, static cache": 2.0, "google-tunix": 2.2},
-    ),
-    Row(
-        "loss and its gradient, vocabulary 50,257, 8 x 512 tokens, width 384",
-        {"work": "loss", "batch": 8, "length": 512, "width": 384, "vocab": 50_257},
-        (
-            Arm(OURS, OURS, {"how": "fused"}),
-            Arm("ours, recomputed in chunks", OURS, {"how": "chunks"}),
-            Arm("all logits at once", OURS, {"how": "whole"}),
-        ),
-    ),
+# What arms of a row must agree on, if they say it.
+SAME = ("parameters", "dtype", "tokens")
+# Of an untrained model's loss, relative: seeds differ from arm to arm.
+LOSS_TOLERANCE = 0.1
+HEAD = (
+    "| row: arm | per CPU second | per second | spread | temporaries | ours against it "
+    "(CPU / wall) | target |"
 )
 
-
-def command_of(worker: str, peers: Path, threads: int) -> list[str] | None:
-    """How a worker is started; None if its environment is not there."""
-    environment, module = WORKERS[worker]
-    python = peers / environment / "bin" / "python" if environment else Path(sys.executable)
-    return [str(python), "-m", module, str(threads)] if python.exists() else None
+Times = dict[str, Any]
 
 
-def start(worker: str, peers: Path, threads: int) -> Worker | None:
-    """The worker's process, with as many threads as cores; None if it is not installed."""
-    command = command_of(worker, peers, threads)
-    if command is None:
-        return None
+def start(name: str, peers: Path, threads: int) -> Worker:
+    """The worker's process, with as many threads as cores. RuntimeError if it is not installed or
+    does not come up.
+    """
+    peer, module = MODULES[name]
+    if peer and (why := missing(peers, peer)):
+        raise RuntimeError(why)
+    python = str(python_of(peers, peer)) if peer else sys.executable
     environment = threads_environment(threads) | {"JAX_PLATFORMS": "cpu"}
     if threads == 1:
         flags = os.environ.get("XLA_FLAGS", "")
         environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    return Worker(command, environment)
+    return Worker([python, "-m", module, str(threads)], environment)
 
 
 def measure(
-    row: Row, workers: Mapping[str, Worker], rounds: int, wanted: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """{arm: {"cpu", "wall", "tokens": a figure a round}} of the arms that have a worker."""
-    arms = [a for a in row.arms if a.worker in workers and (not wanted or a.worker in wanted)]
+    row: Row, workers: Mapping[str, Worker], rounds: int
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """{arm: {"cpu", "wall", "tokens": a figure a round, "temporaries", "facts"}} of the arms that
+    have a worker, and {arm: why} of those that failed. RuntimeError if an arm of ours fails.
+    """
+    arms = [arm for arm in row.arms if arm.worker in workers]
+    times: dict[str, Times] = {}
+    failed: dict[str, str] = {}
 
-    def ask(arm: Arm, repeats: int) -> dict[str, Any]:
-        return workers[arm.worker].ask({**row.request, **arm.extra, "repeats": repeats})
+    def ask(arm: Arm, repeats: int) -> dict[str, Any] | None:
+        try:
+            return workers[arm.worker].ask({**row.request, **arm.extra, "repeats": repeats})
+        except RuntimeError as error:
+            if not MODULES[arm.worker][0]:
+                raise RuntimeError(f"{row.name}: {arm.name}: {error}") from None
+            failed[arm.name] = f"failed: {error}"
+            times.pop(arm.name, None)
+            return None
 
-    times: dict[str, dict[str, Any]] = {}
     for arm in arms:
-        made = ask(arm, 0)  # compiles, and has its warm-up
-        times[arm.name] = {"cpu": [], "wall": [], "tokens": [], "temporaries": made["temporaries"]}
-    for number in range(rounds):
+        if (made := ask(arm, 0)) is not None:  # compiles, and has its warm-up
+            times[arm.name] = {
+                "cpu": [], "wall": [], "tokens": [], "temporaries": made["temporaries"],
+                "facts": made["facts"],
+            }  # fmt: skip
+    for number in range(min(rounds, row.most_rounds or rounds)):
         for arm in arms[:: -1 if number % 2 else 1]:
-            turn = ask(arm, row.block)
-            for key in ("cpu", "wall", "tokens"):
-                times[arm.name][key].append(sum(turn[key]))
-    return times
+            if arm.name in times and (turn := ask(arm, row.block)) is not None:
+                for key in ("cpu", "wall", "tokens"):
+                    times[arm.name][key].append(sum(turn[key]))
+                times[arm.name]["facts at the end"] = turn["facts"]
+    check_same_work(row, times)
+    return times, failed
 
 
-def ratios(times: Mapping[str, Any], arm: str, clock: str) -> float:
-    """How many times the seconds of ours an arm takes for as many tokens."""
+def check_same_work(row: Row, times: Mapping[str, Times]) -> None:
+    """ValueError if arms differ in what shows that they do the same work."""
+    of_first: dict[str, tuple[str, Any]] = {}
+    for arm, t in times.items():
+        facts = {**t["facts"], "tokens": t["tokens"][0] if t["tokens"] else None}
+        for name in SAME:
+            if facts.get(name) is None:
+                continue
+            other, value = of_first.setdefault(name, (arm, facts[name]))
+            if value != facts[name]:
+                raise ValueError(
+                    f"{row.name}: {name} is {value} of {other!r} and {facts[name]} of {arm!r}: "
+                    "they do not do the same work"
+                )
+        if "loss" in facts:
+            other, value = of_first.setdefault("loss", (arm, facts["loss"]))
+            if abs(value - facts["loss"]) > LOSS_TOLERANCE * value:
+                raise ValueError(
+                    f"{row.name}: the loss at the start is {value} of {other!r} and "
+                    f"{facts['loss']} of {arm!r}"
+                )
+
+
+def ratio(times: Mapping[str, Times], arm: str, clock: str) -> float:
+    """How many times the seconds of ours an arm takes for as much work."""
     ours, theirs = times[OURS], times[arm]
     work = ours["tokens"][0] / theirs["tokens"][0]
     return statistics.median(t / o * work for t, o in zip(theirs[clock], ours[clock]))
 
 
-def lines(row: Row, times: Mapping[str, Any]) -> list[str]:
-    """The row's lines: | row, arm | tokens a second | spread | ratios | target |"""
+def figure(row: Row, work: float, seconds: float) -> str:
+    """In the row's unit: how much work a second, or the seconds themselves."""
+    return f"{seconds:,.2f} s" if row.unit == "s" else f"{work / seconds:,.0f}"
+
+
+def lines(row: Row, times: Mapping[str, Times], absent: Mapping[str, str]) -> list[str]:
+    """The row's lines, as HEAD has it; an arm without times says why."""
     out = []
-    for arm in (a.name for a in row.arms):
+    for arm in (a.name for a in row.arms if a.name in times or a.name in absent):
         if arm not in times:
-            out.append(f"| {row.name}: {arm} | not installed | | | | | |")
+            why = " ".join(absent[arm].replace("|", "/").split())
+            out.append(f"| {row.name}: {arm} | {why[:200]} | | | | | |")
             continue
         t = times[arm]
-        tokens = t["tokens"][0]
-        cells = [f"{tokens / statistics.median(t[clock]):,.0f}" for clock in ("cpu", "wall")]
-        slow, fast = tokens / max(t["wall"]), tokens / min(t["wall"])
-        cells.append(f"{slow:,.0f} to {fast:,.0f}")
+        work = t["tokens"][0]
+        cells = [figure(row, work, statistics.median(t[clock])) for clock in ("cpu", "wall")]
+        spread = [figure(row, work, edge(t["wall"])) for edge in (max, min)]
+        cells.append(" to ".join(spread))
         cells.append(f"{t['temporaries'] / 1e6:,.0f} MB" if t["temporaries"] else "")
         both = OURS in times and arm != OURS
-        by = [f"{ratios(times, arm, clock):.2f}x" for clock in ("cpu", "wall")] if both else []
-        cells.append(" / ".join(by))
-        cells.append(f"{row.target[arm]}x" if arm in row.target else "")
+        cells.append(against(row, times, arm) if both else "")
+        goal = row.goals.get(arm)
+        cells.append("" if goal is None else target(goal, times, arm))
         out.append(f"| {row.name}: {arm} | " + " | ".join(cells) + " |")
     return out
 
 
-HEAD = (
-    "| row: arm | tokens per CPU second | per second | spread | temporaries | ours is faster by "
-    "(CPU / wall) | target |"
-)
+def against(row: Row, times: Mapping[str, Times], arm: str) -> str:
+    """Ours is so many times as fast, by CPU and by wall seconds; or costs so much more."""
+    by = [ratio(times, arm, clock) for clock in ("cpu", "wall")]
+    goal = row.goals.get(arm)
+    if goal is not None and goal.kind == "share":
+        return " / ".join(f"{100 * (1 / r - 1):+.1f} %" for r in by)
+    return " / ".join(f"{r:.2f}x" for r in by)
+
+
+def target(goal: Goal, times: Mapping[str, Times], arm: str) -> str:
+    """What is aimed at; and of temporaries also what they are, which stands nowhere else."""
+    texts = {
+        "faster": f">= {goal.value:g}x",
+        "seconds": f"<= {goal.value:g} s",
+        "share": f"<= {100 * goal.value:g} %",
+        "temporaries": f"temporaries <= {goal.value:g}x",
+    }
+    text = texts[goal.kind]
+    if goal.kind == "temporaries" and OURS in times:
+        text += f" ({times[OURS]['temporaries'] / times[arm]['temporaries']:.3f}x)"
+    return text
 
 
 def commit() -> str:
@@ -179,48 +185,106 @@ def commit() -> str:
     return got.stdout.strip()
 
 
+def machine() -> dict[str, Any]:
+    """What this runs on."""
+    model = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else ""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": model or platform.processor() or platform.machine(),
+        "memory bytes": memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "c++": next((c for c in ("g++", "c++", "clang++") if shutil.which(c)), "none"),
+    }
+
+
+def run_row(
+    row: Row, peers: Path, cores: list[int], rounds: int, wanted: Sequence[str]
+) -> tuple[dict[str, Times], dict[str, str], dict[str, Any]]:
+    """(times, {arm: why it has none}, {worker: what it says of itself}) of a row."""
+    names = list(dict.fromkeys(a.worker for a in row.arms if a.worker in wanted))
+    workers: dict[str, Worker] = {}
+    absent: dict[str, str] = {}
+    try:
+        for name in names:
+            try:
+                workers[name] = start(name, peers, len(cores))
+            except RuntimeError as error:
+                if not MODULES[name][0]:
+                    raise
+                absent |= {a.name: str(error) for a in row.arms if a.worker == name}
+                continue
+            if workers[name].hello["cores"] != cores:
+                found = workers[name].hello["cores"]
+                raise RuntimeError(f"{name} runs on cores {found}, not {cores}")
+        times, failed = measure(row, workers, rounds)
+    finally:
+        for w in workers.values():
+            w.close()
+    return times, absent | failed, {name: w.hello for name, w in workers.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", type=Path, default=Path(".venv-bench"))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", default="", help="such as 0,1; all that this process may use")
-    parser.add_argument("--rows", default="", help="only rows whose name has this in it")
-    parser.add_argument("--arms", default="", help="only these workers: " + ", ".join(WORKERS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", default="", help="only rows with one of these in their name")
+    parser.add_argument("--arms", default=",".join(MODULES), help="only these workers")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--list", action="store_true", help="print the rows' names, measure none")
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    wanted = args.arms.split(",")
+    if unknown := set(wanted) - set(MODULES):
+        parser.error(f"no worker {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
+    rows = [row for row in ROWS if any(part in row.name for part in args.rows.split(","))]
+    if not rows:
+        parser.error(f"no row has {args.rows!r} in its name; --list prints them")
+    if args.list:
+        print("\n".join(row.name for row in rows))
+        return
     if args.cores:
         os.sched_setaffinity(0, set(map(int, args.cores.split(","))))
     cores = sorted(os.sched_getaffinity(0))
     about: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        "commit": commit(),
+        "machine": machine(),
         "cores": cores,
         "threads": len(cores),
-        "commit": commit(),
         "rounds": args.rounds,
         "load before": os.getloadavg(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "workers": {},
     }
-    wanted = tuple(filter(None, args.arms.split(",")))
-    results = []
+    results: list[dict[str, Any]] = []
     print(f"{len(cores)} thread(s) on cores {cores}, commit {about['commit']}\n")
     print(HEAD + "\n|" + " --- |" * (HEAD.count("|") - 1), flush=True)
-    for row in (row for row in ROWS if args.rows in row.name):
-        names = {a.worker for a in row.arms} & set(wanted or WORKERS)
-        started = {name: start(name, args.peers, len(cores)) for name in sorted(names)}
-        workers = {name: w for name, w in started.items() if w is not None}
-        for name, w in workers.items():
-            if w.hello["cores"] != cores:
-                raise RuntimeError(f"{name} runs on cores {w.hello['cores']}, not {cores}")
-            about["workers"][name] = w.hello
-        times = measure(row, workers, args.rounds, wanted)
-        for w in workers.values():
-            w.close()
-        print("\n".join(lines(row, times)), flush=True)
-        results.append({"name": row.name, "request": dict(row.request), "arms": times})
-    about["load after"] = os.getloadavg()
-    if args.out:
-        text = json.dumps({"about": about, "rows": results}, indent=1)
-        args.out.write_text(text, encoding="utf-8")
+    for row in rows:
+        before = os.getloadavg()
+        times, absent, hellos = run_row(row, args.peers, cores, args.rounds, wanted)
+        about["workers"] |= hellos
+        print("\n".join(lines(row, times, absent)), flush=True)
+        result = {"name": row.name, "request": dict(row.request), "unit": row.unit}
+        result |= {"arms": times, "absent": absent, "load": [before, os.getloadavg()]}
+        results.append(result)
+        about["load after"], about["ended"] = os.getloadavg(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if args.out:
+            write(args.out, {"about": about, "rows": results})
+
+
+def write(path: Path, whole: Mapping[str, Any]) -> None:
+    """The file, whole at any moment: a run that is cut off leaves the rows before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(json.dumps(whole, indent=1) + "\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
 
 
 if __name__ == "__main__":
