@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUNS := runs/quickstart
+# What benchmarks/ compares with is installed apart. One of them needs Python 3.12.
+PYTHON312 ?= python3.12
+PEERS := .venv-bench
 
-.PHONY: quickstart test check lock clean
+.PHONY: quickstart test check bench lock clean
 
 quickstart: $(READY)
 	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=bc --workdir=$(RUNS)/bc
@@ -23,6 +26,11 @@ check: $(READY)
 	$(BIN)/codespell
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# A peer that cannot be installed ends nothing: the table says why. JSON beside the table, in runs/.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.peers --into=$(PEERS) --python=$(PYTHON) --python312=$(PYTHON312)
+	$(BIN)/python -m benchmarks.speed --peers=$(PEERS) --out=runs/bench.json
+
 # The lock holds every version with hashes, for Python 3.11 and up; no index address stands in it.
 lock:
 	$(BIN)/pip install --quiet uv
@@ -31,7 +39,7 @@ lock:
 	  --python-version 3.11 --override requirements-overrides.txt --output-file requirements-lock.txt
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) runs build dist *.egg-info
 
 $(READY): requirements-lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -7,10 +7,10 @@
 Every arm is a process of its own that lives through the row and runs a block of steps when asked
 (`worker.py`), all pinned to the same cores with as many threads; which arm begins alternates. A
 figure is the median over rounds, beside the least and the most; a ratio is the median of the
-rounds' ratios. CPU seconds are those of all threads of a process: where others use the machine too, they
-say more than wall seconds. Peers run as they come; ours as `reasoning-jax train` sets itself up. An
-arm that is not installed, or that fails, does not end the run: the table says why. Models are
-random: it does not say how well anything learns.
+rounds' ratios. CPU seconds are those of all threads of a process: where others use the machine too,
+they say more than wall seconds. Peers run as they come; ours as `reasoning-jax train` sets itself
+up. A peer that is not installed, or that fails, does not end the run: the table says why. Models
+are random: it does not say how well anything learns.
 """
 
 from __future__ import annotations

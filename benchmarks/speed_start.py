@@ -36,7 +36,7 @@ def train(workdir: Path, cache: Path, steps: int) -> subprocess.Popen[bytes]:
     command = [
         sys.executable, "-m", "reasoning_jax.main", "train", f"--config={QUICKSTART}",
         f"--workdir={workdir}", "--config.train.log_every_steps=1", "--quiet",
-        f"--config.train.steps={steps}",
+        f"--config.train.steps={steps}", "--config.optimizer.warmup_steps=1",
     ]  # fmt: skip
     return subprocess.Popen(
         command, env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
