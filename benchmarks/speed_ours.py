@@ -123,8 +123,12 @@ class Sampling:
         self.prompts = rng.integers(1, shape["vocab"], (prompts, prompt)).astype(np.int32)
         self.limit = limit.astype(np.int32)
         sampling = SamplingConfig(temperature=1.0, max_actions=int(limit.max()))
-        self.sample = make_sampler(self.model, sampling, IDS, batch_rows=batch_rows)
+        self.batch_rows = batch_rows
+        self.sample = self.sampler(sampling)
         self.calls, self.distinct = 0, 0
+
+    def sampler(self, sampling: SamplingConfig) -> Callable[..., Any]:
+        return make_sampler(self.model, sampling, IDS, batch_rows=self.batch_rows)
 
     def run(self, prompts: np.ndarray, rows: np.ndarray, limit: np.ndarray) -> int:
         """Sample these rows of the queue; their prompts are `prompts`. Returns the tokens made."""
@@ -175,9 +179,8 @@ def trace_lengths(rows: int, median: int, p90: int, most: int, seed: int = 0) ->
 class Batches(Sampling):
     """The queue's rows in batches, one after the other; each waits for its longest row."""
 
-    def __init__(self, batch_rows: int, **rest: Any):
-        super().__init__(batch_rows=0, **rest)
-        self.batch_rows = batch_rows
+    def sampler(self, sampling: SamplingConfig) -> Callable[..., Any]:
+        return make_sampler(self.model, sampling, IDS)
 
     def whole(self, limit: np.ndarray) -> int:
         self.calls += 1

@@ -315,15 +315,21 @@ OUR_ARMS = {
 
 
 @pytest.mark.parametrize(("row", "arm"), list(OUR_ARMS.values()), ids=list(OUR_ARMS))
-def test_each_work_of_ours_runs_and_counts_its_tokens(row, arm, one_device, unoptimised):
+def test_each_work_of_ours_runs_and_counts_its_tokens(
+    row, arm, one_device, unoptimised, monkeypatch
+):
     # Catches: an arm that no longer starts, one that counts what it does not do, a request of the
-    # table that its worker does not take.
+    # table that its worker does not take, arms that differ in name alone.
     name = row.request["work"]
     request = {**row.request, **TINY[name], **arm.extra, "repeats": 1}
     request |= {key: value for key, value in LLAMA.items() if name != "loss"}
     assert {*request} == {*row.request, *arm.extra, "repeats"}
-    made = {}
+    made, loops = {}, []
+    train = speed_ours.loop.train
+    monkeypatch.setattr(speed_ours.loop, "train", lambda *a, **k: loops.append(1) or train(*a, **k))
     got = worker.answer(request, speed_ours.WORKS, made)
+    (run,) = made.values()
+    assert len(loops) == (2 if arm.extra.get("bare") is False else 0)
     lengths = speed_ours.trace_lengths(6, 4, 6, 7)
     assert got["tokens"] == [WORK.get(name, int(lengths.sum()))]
     assert got["cpu"][0] > 0
@@ -338,6 +344,15 @@ def test_each_work_of_ours_runs_and_counts_its_tokens(row, arm, one_device, unop
         assert later["facts"]["loss"] < first < 1.2 * np.log(32)
     if name == "sampling":
         assert got["facts"]["distinct"] > 1
+    if name == "queue":
+        places, sample = [], run.sample
+        run.sample = lambda *a: places.append(len(a[1])) or sample(*a)
+        run()
+        assert places == ([6] if arm.extra["continuous"] else [2, 2, 2])
+        assert (run.batch_rows, *run.limit) == (2, *lengths)
+    if name == "group":
+        assert len(run.prompts) == (2 if arm.extra["shared"] else 6)
+        assert len(np.unique(run.prompts, axis=0)) == 2
     if name == "loss":
         assert got["facts"]["loss"] == pytest.approx(np.log(2100), rel=0.05)
 
