@@ -37,6 +37,7 @@ from benchmarks.worker import Worker, threads_environment
 SAME = ("parameters", "dtype", "tokens")
 # Of an untrained model's loss, relative: seeds differ from arm to arm.
 LOSS_TOLERANCE = 0.1
+LOSSES = ("training loss", "loss")
 HEAD = (
     "| row: arm | per CPU second | per second | spread | temporaries | ours against it "
     "(CPU / wall) | target |"
@@ -110,13 +111,20 @@ def check_same_work(row: Row, times: Mapping[str, Times]) -> None:
                     f"{row.name}: {name} is {value} of {other!r} and {facts[name]} of {arm!r}: "
                     "they do not do the same work"
                 )
-        if "loss" in facts:
-            other, value = of_first.setdefault("loss", (arm, facts["loss"]))
-            if abs(value - facts["loss"]) > LOSS_TOLERANCE * value:
+        for name in LOSSES:
+            if name not in facts:
+                continue
+            other, value = of_first.setdefault(name, (arm, facts[name]))
+            if abs(value - facts[name]) > LOSS_TOLERANCE * value:
                 raise ValueError(
-                    f"{row.name}: the loss at the start is {value} of {other!r} and "
-                    f"{facts['loss']} of {arm!r}"
+                    f"{row.name}: the {name} at the start is {value} of {other!r} and "
+                    f"{facts[name]} of {arm!r}"
                 )
+        later = t.get("facts at the end", {})
+        if "training loss" in later and not later["training loss"] < facts["training loss"]:
+            raise ValueError(f"{row.name}: the loss of {arm!r} does not fall; does it learn?")
+        if later.get("distinct", 2) < 2:
+            raise ValueError(f"{row.name}: all tokens of {arm!r} are the same; does it sample?")
 
 
 def ratio(times: Mapping[str, Times], arm: str, clock: str) -> float:

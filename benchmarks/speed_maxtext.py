@@ -85,7 +85,7 @@ class Training:
         leaves = jax.tree.leaves(nnx.filter_state(self.state.model, nnx.Param))
         (dtype,) = {str(x.dtype) for x in leaves}
         return {
-            "parameters": sum(x.size for x in leaves), "dtype": dtype, "loss": self.loss,
+            "parameters": sum(x.size for x in leaves), "dtype": dtype, "training loss": self.loss,
             "computes in": str(self.config.dtype),
         }  # fmt: skip
 

@@ -106,7 +106,8 @@ class Training:
 
     def facts(self) -> dict[str, Any]:
         loss = self.metrics["loss"]
-        return {**same_work(self.state.params["model"]), "loss": float(loss.value / loss.count)}
+        mean = float(loss.value / loss.count)
+        return {**same_work(self.state.params["model"]), "training loss": mean}
 
 
 class Sampling:

@@ -70,7 +70,7 @@ class Training:
         self()  # torch may compile again when the optimizer has made its state
 
     def facts(self):
-        return {**same_work(self.model), "loss": self.loss}
+        return {**same_work(self.model), "training loss": self.loss}
 
 
 class Sampling:

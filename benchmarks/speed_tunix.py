@@ -30,9 +30,11 @@ def model_of(*, vocab, width, layers, heads, inner):
     )  # fmt: skip
     model = llama.Llama3(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    drawn = jax.tree.map(
-        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape), jnp.float32), nnx.state(model)
-    )
+
+    def drawn_again(x):
+        return x if x.ndim < 2 else jnp.asarray(0.02 * rng.standard_normal(x.shape), jnp.float32)
+
+    drawn = jax.tree.map(drawn_again, nnx.state(model))
     nnx.update(model, drawn)
     return model, config
 
@@ -76,7 +78,7 @@ class Training:
         self()  # its second step may be compiled again, for the layout of the optimizer's state
 
     def facts(self):
-        return {**same_work(self.trainer.model), "loss": self.loss}
+        return {**same_work(self.trainer.model), "training loss": self.loss}
 
 
 class Numbers:

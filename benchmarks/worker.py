@@ -41,14 +41,25 @@ class Worker:
             [str(word) for word in command], env=os.environ | environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.hello = self._read()
+        self.hello = self._first()
 
-    def _read(self) -> dict[str, Any]:
+    def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the worker's process ended with {self.process.wait()}")
-        return json.loads(line)
+        return line
+
+    def _first(self) -> dict[str, Any]:
+        """The first line that is an answer; before it stands what libraries print on import."""
+        while True:
+            with contextlib.suppress(json.JSONDecodeError):
+                hello = json.loads(self._line())
+                if isinstance(hello, dict):
+                    return hello
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._line())
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Its times. RuntimeError if it has none to give."""

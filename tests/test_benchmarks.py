@@ -121,10 +121,15 @@ def test_coconut_and_its_reference_take_turns_on_one_core(tmp_path):
 
 
 def test_a_request_that_the_reference_cannot_answer_ends_the_run(tmp_path):
-    # Catches: an error that is taken for a time, and waiting for a process that is gone.
+    # Catches: an error that is taken for a time, waiting for a process that is gone, and what a
+    # library prints on import that is taken for an answer.
     peer = tmp_path / "peer.py"
-    peer.write_text("import json; print('{}'); input(); print(json.dumps({'error': 'no room'}))")
+    peer.write_text(
+        "import json\nprint('[NO-OP] x\\n[1]\\n{\"a\": 1}')\ninput()\n"
+        "print(json.dumps({'error': 'no room'}))"
+    )
     process = worker.Worker([sys.executable, peer], {})
+    assert process.hello == {"a": 1}
     with pytest.raises(RuntimeError, match="no room"):
         process.ask({"work": "step"})
     process.process.wait()
@@ -268,6 +273,8 @@ def test_a_peer_that_fails_is_left_out_and_ours_is_not(modules):
         ({"facts": {"parameters": 7, "loss": 5.0}}, "the loss at the start is 6.2"),
         ({"facts": {"parameters": 7, "loss": 6.3}}, None),
         ({"facts": {}}, None),
+        ({"facts": {"training loss": 6.2}}, "the loss of 'slow' does not fall"),
+        ({"facts": {"distinct": 1}}, "all tokens of 'slow' are the same"),
     ],
 )
 def test_arms_that_do_not_do_the_same_work_are_refused(modules, other, message):
@@ -339,9 +346,9 @@ def test_each_work_of_ours_runs_and_counts_its_tokens(
         # Embedding and unembedding, four of attention, three of the MLP, three norms.
         assert got["facts"]["parameters"] == 2 * 32 * 16 + 4 * 16 * 16 + 3 * 16 * 16 + 3 * 16
     if name == "training":
-        first = got["facts"]["loss"]
+        first = got["facts"]["training loss"]
         later = worker.answer({**request, "repeats": 20}, speed_ours.WORKS, made)
-        assert later["facts"]["loss"] < first < 1.2 * np.log(32)
+        assert later["facts"]["training loss"] < first < 1.2 * np.log(32)
     if name == "sampling":
         assert got["facts"]["distinct"] > 1
     if name == "queue":
