@@ -89,7 +89,9 @@ def failure(command: list[str]) -> str:
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     # pip's own errors say more than what it warns of.
     errors = [line for line in said if line.startswith("ERROR")] or said
-    return "\n".join(errors[-REASON_LINES:]) or f"{command[0]} ended with {done.returncode}"
+    if len(errors) > REASON_LINES:  # how it begins, and how it ends
+        errors = [errors[0], *errors[1 - REASON_LINES :]]
+    return "\n".join(errors) or f"{command[0]} ended with {done.returncode}"
 
 
 def main() -> None:

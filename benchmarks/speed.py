@@ -2,7 +2,7 @@
 
     make bench                                        (installs the peers first)
     python -m benchmarks.speed [--peers=.venv-bench] [--rounds=5] [--cores=0,1]
-        [--rows=SUBSTRING,...] [--arms=ours,transformers] [--out=FILE.json] [--list]
+        [--rows=train,sample] [--arms=ours,transformers] [--out=FILE.json] [--list]
 
 Every arm is a process of its own that lives through the row and runs a block of steps when asked
 (`worker.py`), all pinned to the same cores with as many threads; which arm begins alternates. A
@@ -241,21 +241,22 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path(".venv-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", default="", help="such as 0,1; all that this process may use")
-    parser.add_argument("--rows", default="", help="only rows with one of these in their name")
+    parser.add_argument("--rows", default=",".join(row.key for row in ROWS), help="only these")
     parser.add_argument("--arms", default=",".join(MODULES), help="only these workers")
     parser.add_argument("--out", type=Path, help="a JSON file")
-    parser.add_argument("--list", action="store_true", help="print the rows' names, measure none")
+    parser.add_argument("--list", action="store_true", help="print the rows, measure none")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     wanted = args.arms.split(",")
     if unknown := set(wanted) - set(MODULES):
         parser.error(f"no worker {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
-    rows = [row for row in ROWS if any(part in row.name for part in args.rows.split(","))]
-    if not rows:
-        parser.error(f"no row has {args.rows!r} in its name; --list prints them")
+    keys = [row.key for row in ROWS]
+    if unknown := set(args.rows.split(",")) - set(keys):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(keys)}")
+    rows = [row for row in ROWS if row.key in args.rows.split(",")]
     if args.list:
-        print("\n".join(row.name for row in rows))
+        print("\n".join(f"{row.key:<14}{row.name}" for row in rows))
         return
     if args.cores:
         os.sched_setaffinity(0, set(map(int, args.cores.split(","))))
@@ -278,7 +279,7 @@ def main() -> None:
         times, absent, hellos = run_row(row, args.peers, cores, args.rounds, wanted)
         about["workers"] |= hellos
         print("\n".join(lines(row, times, absent)), flush=True)
-        result = {"name": row.name, "request": dict(row.request), "unit": row.unit}
+        result = {"key": row.key, "name": row.name, "request": dict(row.request), "unit": row.unit}
         result |= {"arms": times, "absent": absent, "load": [before, os.getloadavg()]}
         results.append(result)
         about["load after"], about["ended"] = os.getloadavg(), time.strftime("%Y-%m-%dT%H:%M:%S%z")

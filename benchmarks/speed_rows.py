@@ -34,10 +34,12 @@ class Goal:
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A line of the table an arm; ours comes first. Its unit is work (tokens) a second, or "s".
+    `key` is what it is called on the command line.
 
     A round is `block` runs; `most_rounds` bounds the rounds of a long row (0: as many as asked).
     """
 
+    key: str
     name: str
     request: Mapping[str, Any]
     arms: tuple[Arm, ...]
@@ -59,6 +61,7 @@ LLAMA = {"vocab": 512, "width": 384, "layers": 6, "heads": 6, "inner": 1024}
 SMALL = {"vocab": 32, "width": 64, "layers": 2, "heads": 4, "inner": 192}
 
 TRAINING = Row(
+    "train",
     "train step, 6 layers x 384, vocabulary 512, 16 x 256, AdamW",
     {"work": "training", "batch": 16, "length": 256, **LLAMA},
     (
@@ -76,6 +79,7 @@ TRAINING = Row(
     block=2,
 )
 SAMPLING = Row(
+    "sample",
     "sampling, 6 layers x 384, 32 rows, prompt 32, 128 new tokens",
     {"work": "sampling", "batch": 32, "prompt": 32, "new_tokens": 128, **LLAMA},
     (
@@ -92,6 +96,7 @@ SAMPLING = Row(
 # Countdown searches, depth first, in the published trace language: median 337, p90 824 tokens. Our
 # own task writes no such traces yet, so the lengths are of a lognormal with these quantiles.
 QUEUE = Row(
+    "queue",
     "sampling 256 prompts of 32, lengths of median 337, p90 824, at most 2,048; 32 at a time",
     {
         "work": "queue", "rows": 256, "batch": 32, "prompt": 32, "median": 337, "p90": 824,
@@ -105,6 +110,7 @@ QUEUE = Row(
     most_rounds=1,
 )  # fmt: skip
 GROUP = Row(
+    "group",
     "sampling 32 prompts of 128 x 8 completions of 32 tokens",
     {
         "work": "group", "prompts": 32, "completions": 8, "prompt": 128, "new_tokens": 32, **LLAMA,
@@ -116,6 +122,7 @@ GROUP = Row(
     most_rounds=3,
 )  # fmt: skip
 LOSS = Row(
+    "loss",
     "loss and its gradient, vocabulary 50,257, 8 x 512 tokens, width 384",
     {"work": "loss", "batch": 8, "length": 512, "width": 384, "vocab": 50_257},
     (
@@ -127,8 +134,9 @@ LOSS = Row(
 )
 
 
-def safety(name: str, batch: int, length: int, most_rounds: int, **shape: int) -> Row:
+def safety(key: str, name: str, batch: int, length: int, most_rounds: int, **shape: int) -> Row:
     return Row(
+        key,
         f"500 steps of {name}, {batch} x {length}, with checkpoint, hashes, watchdog, metrics",
         {"work": "safety", "steps": 500, "batch": batch, "length": length, **shape},
         (Arm(OURS, OURS, {"bare": False}), Arm("bare steps", OURS, {"bare": True})),
@@ -138,11 +146,12 @@ def safety(name: str, batch: int, length: int, most_rounds: int, **shape: int) -
 
 
 SAFETY = (
-    safety("2 layers x 64", 64, 16, 0, **SMALL),
-    safety("6 layers x 384", 1, 256, 2, **LLAMA),
+    safety("safety-small", "2 layers x 64", 64, 16, 0, **SMALL),
+    safety("safety", "6 layers x 384", 1, 256, 2, **LLAMA),
 )
 START = (
     Row(
+        "start",
         "start to first step, quickstart",
         {"work": "start", "resume": False},
         (Arm(OURS, "start", {"kept": True}), Arm("nothing compiled yet", "start", {"kept": False})),
@@ -151,6 +160,7 @@ START = (
         most_rounds=3,
     ),
     Row(
+        "resume",
         "resume to first step, quickstart",
         {"work": "start", "resume": True},
         (Arm(OURS, "start", {"kept": True}),),
@@ -159,6 +169,7 @@ START = (
         most_rounds=3,
     ),
     Row(
+        "import",
         "import reasoning_jax",
         {"work": "import"},
         (

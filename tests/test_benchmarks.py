@@ -191,7 +191,7 @@ class Scripted:
 
 
 def row_of(*arms, **more):
-    return Row("a row", {"work": "w"}, tuple(Arm(a, a, {"who": a}) for a in arms), **more)
+    return Row("row", "a row", {"work": "w"}, tuple(Arm(a, a, {"who": a}) for a in arms), **more)
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_a_table_without_peers(tmp_path, monkeypatch, capsys):
     # Catches: a missing peer that ends the run or goes unnamed, cores that are not those asked
     # for, a file that is not beside the table.
     row = Row(
-        "import", {"work": "import"},
+        "import", "an import", {"work": "import"},
         (
             Arm("ours", "start", {"module": "reasoning_jax"}),
             Arm("peer", "transformers", {"module": ""}),
@@ -401,8 +401,8 @@ def test_a_table_without_peers(tmp_path, monkeypatch, capsys):
     finally:
         os.sched_setaffinity(0, before)
     *_, ours, peer, other = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\| import: ours (\| [0-9.]+ s ){2}\| .* \| <= 0.2 s \|", ours)
-    assert peer == "| import: peer | not installed: `make bench` does it | | | | | |"
+    assert re.fullmatch(r"\| an import: ours (\| [0-9.]+ s ){2}\| .* \| <= 0.2 s \|", ours)
+    assert peer == "| an import: peer | not installed: `make bench` does it | | | | | |"
     assert "not installed: ERROR: No matching distribution / found |" in other
     whole = json.loads(out.read_text())
     assert whole["about"]["cores"] == whole["about"]["workers"]["start"]["cores"] == [core]
@@ -410,6 +410,16 @@ def test_a_table_without_peers(tmp_path, monkeypatch, capsys):
     (kept,) = whole["rows"]
     assert len(kept["arms"]["ours"]["wall"]) == 2
     assert list(kept["absent"]) == ["peer", "other"]
+
+
+@pytest.mark.parametrize("flag", ["--rows=trian", "--arms=ours,numpy", "--rounds=0"])
+def test_what_the_table_does_not_have_is_refused(flag, monkeypatch, capsys):
+    # Catches: a table of nothing, after a wrong word.
+    monkeypatch.setattr("sys.argv", ["speed", "--list", flag])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == 2
+    assert flag.split("=")[1].split(",")[-1] in capsys.readouterr().err + "0"
 
 
 FAKE_PYTHON = """#!/bin/sh
