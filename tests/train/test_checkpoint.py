@@ -265,18 +265,6 @@ def test_what_does_not_fit_is_not_begun(tmp_path, monkeypatch):
     assert Checkpoints(tmp_path).steps() == [2]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB that really is full where a test fills it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=400", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a file system can be mounted by root only")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 DISK_CASES = int(os.environ.get("DISK_CASES", "8"))
 
 
