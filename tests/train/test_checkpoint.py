@@ -1,5 +1,6 @@
 """A checkpoint is what was saved, or it is not used; a failing disk loses nothing."""
 
+import json
 import os
 import random
 import shutil
@@ -145,6 +146,20 @@ def test_no_mutation_is_silent(three_steps, tmp_path):
             assert not checkpoints.verify(4)
     print(f"{seen} of {changed} mutations seen")
     assert changed > 0.9 * MUTATIONS
+
+
+def test_a_manifest_that_was_made_to_fit_is_seen(three_steps, tmp_path):
+    """Its own hash is over its values. Catches: a file that is deleted with its entry."""
+    step = shutil.copytree(three_steps, tmp_path / "now") / "6"
+    path = step / "manifest.json"
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body))  # the same values in another layout
+    assert manifest.check(step, 6) == []
+    (gone, *_) = (name for name in body["files"] if name.startswith("opt/"))
+    del body["files"][gone]
+    (step / gone).unlink()
+    path.write_text(json.dumps(body))
+    assert manifest.check(step, 6) == ["manifest.json: is damaged"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda f: f.__name__)
