@@ -27,7 +27,7 @@ test-wheel:
 	build/venv/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .
 	build/venv/bin/pip install --quiet --no-deps build/dist/*.whl
 	venv=$$PWD/build/venv && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
-	  cp -R tests configs docs benchmarks README.md CHANGELOG.md Makefile pyproject.toml "$$outside" && \
+	  cp -R tests configs docs benchmarks *.md LICENSE Makefile pyproject.toml "$$outside" && \
 	  cd "$$outside" && "$$venv/bin/python" -m pytest $(TEST_PROCESSES)
 
 check: $(READY)
