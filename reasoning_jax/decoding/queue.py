@@ -58,7 +58,9 @@ class Read:
 class Queue:
     """Rows that continue prompts: row q, of the id `row_ids[q]`, prompt q // (Q / N).
 
-    `limit` is a row's action budget; a row of 0 is left out.
+    `limit` is a row's action budget; a row of 0 is left out: it has no action, and what is said of
+    its tokens has no meaning. Of rows behind all others not even prompts are read (but for those
+    that are read together with others).
     """
 
     prompts: Prompts
@@ -117,6 +119,7 @@ def run(
     r = max(1, B // n // 4)
     due = max(1, B // 32)
     every = jax.tree.map(places.replicated, queue)
+    end = jnp.where(every.limit > 0, jnp.arange(Q, dtype=jnp.int32) + 1, 0).max()
 
     def read_from(prompt: jax.Array) -> tuple[jax.Array, Read]:
         """U prompts from this one on, or the last U, and the first of them."""
@@ -133,7 +136,7 @@ def run(
         begin, done = ahead
         at, free = places.free_slots(s["live"], n, r)
         q = places.numbered(free, waits)
-        taken = free & (q < jnp.minimum(Q, (begin + U) * group))
+        taken = free & (q < jnp.minimum(end, (begin + U) * group))
         at = jnp.where(taken, at, B // n)
         out = _put_away(s, out, at)
         q = places.joined(jnp.clip(q, 0, Q - 1))
@@ -151,14 +154,14 @@ def run(
 
     def body(carry: Any) -> Any:
         s, out, ahead, waits = carry
-        wanted = jnp.minimum(due, Q - waits)
+        wanted = jnp.minimum(due, end - waits)
 
         def goes_on(s: State) -> jax.Array:
             ended = (~s["live"]).sum()
-            return (ended < B) & ((ended < wanted) | (waits == Q))
+            return (ended < B) & ((ended < wanted) | (waits >= end))
 
         s = lax.while_loop(goes_on, step, s)
-        is_read = (waits < (ahead[0] + U) * group) | (waits == Q)
+        is_read = (waits < (ahead[0] + U) * group) | (waits >= end)
         # A loop of no or one turn: a condition would copy what it returns.
         ahead = lax.fori_loop(
             0, jnp.where(is_read, 0, 1), lambda _, __: read_from(waits // group), ahead
@@ -168,7 +171,7 @@ def run(
 
     def waits_or_lives(carry: Any) -> jax.Array:
         s, *_, waits = carry
-        return (waits < Q) | s["live"].any()
+        return (waits < end) | s["live"].any()
 
     nothing = jax.tree.map(_zeros, jax.eval_shape(read_from, jnp.int32(0)))
     ahead = (jnp.int32(-U), nothing[1])

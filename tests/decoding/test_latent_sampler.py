@@ -20,8 +20,8 @@ from reasoning_jax.decoding.sampler import (
     make_sampler,
     next_log_probs,
 )
-from reasoning_jax.evaluate import accuracy
-from reasoning_jax.evaluate.accuracy import Prompt
+from reasoning_jax.evaluate import accuracy, completions
+from reasoning_jax.evaluate.completions import Prompt
 from reasoning_jax.model import latent, readout, spec, transformer
 from reasoning_jax.vocab import CharCodec, make_vocab
 from tests import oracle
@@ -250,7 +250,7 @@ def test_greedy_completions_are_those_of_the_recomputation(params, mesh):
     sampling = SamplingConfig(max_actions=4, temperature=0.0)
     prompts = [Prompt(tuple(p), len(p) - 1) for p in PROMPTS[:7]]
     with jax.set_mesh(mesh):
-        done = accuracy.complete(
+        done = completions.complete(
             placed(params, mesh), None, MODEL, VOCAB, sampling, prompts, jax.random.key(0), 4, mesh,
             thinking=THINKING,
         )  # fmt: skip
@@ -303,11 +303,13 @@ def test_thoughts_of_another_row_need_one(mesh):
     thinking = Thinking(THOUGHTS, "other_row")
     (alone,) = padded_batches(PROMPTS[:1], 4, mesh)
     with pytest.raises(ValueError, match="at least 2 prompts"):
-        accuracy.batch_slots(alone, thinking, mesh)
+        completions.batch_slots(alone, thinking, mesh)
     *_, last = padded_batches(PROMPTS[:5], 4, mesh)
     assert (last.begin, last.count) == (4, 1)
     assert np.asarray(last.ids)[-1, : last.length[-1]].tolist() == PROMPTS[3]
-    assert accuracy.batch_slots(last, thinking, mesh).count.tolist()[-1] == PROMPTS[3].count(LATENT)
+    assert completions.batch_slots(last, thinking, mesh).count.tolist()[-1] == PROMPTS[3].count(
+        LATENT
+    )
 
 
 def test_the_probability_of_a_backspace_behind_thoughts(params, mesh, want):
@@ -338,7 +340,7 @@ def test_a_mesh_changes_nothing(params, control):
     for m in (one, mesh):
         with jax.set_mesh(m):
             found.append(
-                accuracy.next_token_log_probs(
+                completions.next_token_log_probs(
                     placed(params, m), None, MODEL, PROMPTS, jax.random.key(0), 8, m, thinking
                 )
             )

@@ -141,7 +141,9 @@ def test_when_rollouts_are_drawn(mesh, monkeypatch, refresh, every, drawn):
     _, source, state = parts(config, mesh)
     keys = []
 
-    def fake(*_):
+    def fake(*_, batch_rows):
+        assert batch_rows == 8
+
         def sample(params, prompts, given, floor, row_ids, key, lora, limit):
             n, A = prompts.shape[0], T - 1
             eos = np.full((n, A), source._ids.eos, np.int32)
@@ -193,7 +195,7 @@ def test_the_sampler_gets_the_sections_values(mesh, monkeypatch):
     class Stop(Exception):
         pass
 
-    def fake(model, sampling, ids, noise):
+    def fake(model, sampling, ids, noise, batch_rows):
         def sample(*arguments):
             calls.append((model, sampling, ids, noise, arguments))
             raise Stop
