@@ -14,6 +14,7 @@ from reasoning_jax.config import SamplingConfig
 from reasoning_jax.config_objectives import THOUGHT_CONTROLS
 from reasoning_jax.decoding.rows import padded_batches, slots_of
 from reasoning_jax.decoding.sampler import (
+    ALONE,
     ActionIds,
     Thinking,
     action_log_probs,
@@ -226,6 +227,43 @@ def test_backspaces_behind_thoughts(params, mesh):
         assert out.backspace[b, t] == pytest.approx(float(plain[i, BKID]), abs=1e-5)
     again = sum(s[-1] == LATENT and t > 0 for s, (_, t, _) in zip(standing, taken))
     assert again > 2, "too few rows came back to their last thought to mean anything"
+
+
+def test_thoughts_come_through_the_queue(params, mesh):
+    """Three rows a prompt, which is thought once, against a batch in which each thinks for itself.
+
+    Catches: slots or last thoughts of another prompt, columns of thoughts left behind in reading.
+    """
+    sampler = functools.partial(
+        make_sampler, MODEL, SamplingConfig(max_actions=A), ActionIds.of(VOCAB), thinking=THINKING
+    )
+    floors = np.array([len(p) - 1 for p in PROMPTS])
+    key, found = jax.random.key(4), []
+    for times, rows in ((1, 5), (3, 0)):
+        prompts = [p for p in PROMPTS for _ in range(times)]
+        (ids, length, _), slots = arguments(prompts, mesh)
+        floor, row_ids = jnp.asarray(np.repeat(floors, times)), jnp.arange(len(PROMPTS) * 3)
+        out = sampler(batch_rows=rows)(
+            params, ids, length, floor, row_ids, key, None, None, slots
+        )  # fmt: skip
+        found.append(jax.device_get(out))
+    got, want = found
+    np.testing.assert_array_equal(got.actions, want.actions)
+    np.testing.assert_array_equal(got.token_count, want.token_count)
+    np.testing.assert_allclose(got.log_probs, want.log_probs, atol=3e-5)
+    np.testing.assert_allclose(got.backspace, want.backspace, atol=1e-5)
+    assert len(np.unique(want.length)) > 3
+
+
+@pytest.mark.parametrize("control", ALONE)
+def test_controls_that_need_mates_are_refused_in_a_queue(params, mesh, control):
+    (ids, length, rows), slots = arguments(PROMPTS, mesh)
+    sampler = make_sampler(
+        MODEL, SamplingConfig(max_actions=A), ActionIds.of(VOCAB),
+        thinking=Thinking(THOUGHTS, control), batch_rows=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f'control "{control}" needs each row'):
+        sampler(params, ids, length, length - 1, rows, jax.random.key(0), None, None, slots)
 
 
 def test_a_row_does_not_depend_on_the_thoughts_of_its_mates(params, mesh):

@@ -19,6 +19,8 @@ from reasoning_jax.train.program import fresh_state, make_program
 from tests import oracle
 from tests.small import matching_run
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 T = 16
 
 
@@ -315,6 +317,27 @@ def test_a_rollout_depends_on_its_own_prompt_and_place_alone(mesh, monkeypatch):
             for name in ("actions", "labels", "length", "given"):
                 np.testing.assert_array_equal(source.arrays()[name][i], other.arrays()[name][i])
     assert 3 < kept < 14
+
+
+def test_a_refresh_of_more_rollouts_than_a_batch_decodes_a_batch_at_a_time(mesh, monkeypatch):
+    """20 rollouts, 8 at a time, are those of one batch of 20.
+
+    Catches: a queue whose rows come back in another order, or with budgets of other rows.
+    """
+    config = matching_run(replay={"refresh_rollouts": 20, "capacity_rollouts": 20})
+    _, source, state = parts(config, mesh)
+    source.refresh(state, 2)
+    original, asked = matched.make_sampler, []
+
+    def at_once(*arguments, batch_rows):
+        asked.append(batch_rows)
+        return original(*arguments, batch_rows=0)
+
+    monkeypatch.setattr(matched, "make_sampler", at_once)
+    _, other, _ = parts(config, mesh)
+    other.refresh(state, 2)
+    assert asked == [8]
+    equal(source.arrays(), other.arrays())
 
 
 def test_rollouts_are_those_of_the_parameters_of_their_time(mesh):
