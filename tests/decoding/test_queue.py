@@ -93,7 +93,8 @@ GREEDY = SamplingConfig(max_actions=A, temperature=0.0, max_new_tokens=5)
     ids=["filtered, with noise", "greedy"],
 )  # fmt: skip
 def test_adapters_filters_and_noise_are_those_of_the_row(sampling, noise):
-    """Three rows a prompt, five at a time, against a batch in which each has its own.
+    """Three rows a prompt, five at a time, against a batch in which each has its own, of a model
+    into which the adapters are merged.
 
     Catches: adapters that the prompts are read without; noise or draws of a place, not of a row; a
     depth counted from another prompt.
@@ -102,13 +103,14 @@ def test_adapters_filters_and_noise_are_those_of_the_row(sampling, noise):
     pairs = random_tree(lora.lora_specs(SHORT, LoraConfig(rank=2)), np.random.default_rng(1))
     adapters, params = lora.Lora(pairs, 0.5), init(SHORT)
 
-    def decoded(prompts, rows):
+    def decoded(params, adapters, prompts, rows):
         sample = make_sampler(SHORT, sampling, IDS, noise, batch_rows=rows)
         arrays = [jnp.asarray(x) for x in (*prompts, np.arange(21, dtype=np.int32))]
         return jax.device_get(sample(params, *arrays, jax.random.key(2), adapters))
 
-    want = decoded(tuple(np.repeat(x, 3, axis=0) for x in prompts), 0)
-    same(decoded(prompts, 5), want)
+    each = tuple(np.repeat(x, 3, axis=0) for x in prompts)
+    want = decoded(lora.merge(params, adapters), None, each, 0)
+    same(decoded(params, adapters, prompts, 5), want)
     assert len(np.unique(want.length)) > 2, "rows that all end together exchange no places"
     if noise is not None:
         live = np.arange(A)[None, :] < want.length[:, None]

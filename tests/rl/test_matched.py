@@ -324,7 +324,9 @@ def test_a_refresh_of_more_rollouts_than_a_batch_decodes_a_batch_at_a_time(mesh,
 
     Catches: a queue whose rows come back in another order, or with budgets of other rows.
     """
-    config = matching_run(replay={"refresh_rollouts": 20, "capacity_rollouts": 20})
+    config = matching_run(
+        replay={"refresh_rollouts": 20, "capacity_rollouts": 20, "prefix_tokens": 2}
+    )
     _, source, state = parts(config, mesh)
     source.refresh(state, 2)
     original, asked = matched.make_sampler, []
