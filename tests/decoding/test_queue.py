@@ -63,8 +63,9 @@ def same(got, want):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
 
-@pytest.mark.parametrize("batch_rows", [1, 5])
+@pytest.mark.parametrize("batch_rows", [1, 5, 13])
 def test_a_row_from_the_queue_does_what_it_does_in_one_batch(batch_rows):
+    """Of 13 places, the last rows go on in 3."""
     prompts = prompts_of(24)
     same(run(prompts, 1, batch_rows), run(prompts, 1, 0))
 
@@ -76,12 +77,14 @@ def test_rows_that_share_a_prompt_do_what_they_do_with_one_each(batch_rows):
     same(run(prompts, 3, batch_rows), run(each, 1, 0))
 
 
-@pytest.mark.parametrize(("n", "group"), [(24, 1), (2, 8)])
-def test_a_mesh_with_a_queue_changes_no_sample(n, group):
-    """Also of prompts that are fewer than the devices."""
+@pytest.mark.parametrize(("n", "group", "batch_rows"), [(48, 1, 32), (2, 8, 8)])
+def test_a_mesh_with_a_queue_changes_no_sample(n, group, batch_rows):
+    """Also of prompts that are fewer than the devices; and where the last rows go on in a smaller
+    batch.
+    """
     prompts = prompts_of(n)
     each = tuple(np.repeat(x, group, axis=0) for x in prompts)
-    same(run(prompts, group, 8, sharding.make_mesh(4, 1, 2)), run(each, 1, 0))
+    same(run(prompts, group, batch_rows, sharding.make_mesh(4, 1, 2)), run(each, 1, 0))
 
 
 FILTERED = SamplingConfig(max_actions=A, temperature=0.7, top_k=7, top_p=0.95, min_p=0.02)
@@ -119,19 +122,25 @@ def test_adapters_filters_and_noise_are_those_of_the_row(sampling, noise):
 
 def test_one_program_for_whatever_is_in_the_queue(monkeypatch):
     """Other prompts, lengths, floors, ids and budgets, rows left out in the midst and at the end:
-    those of no budget do nothing, change nothing, and behind the last no prompt is read.
+    those of no budget do nothing, change nothing, and behind the last no prompt is read. A longest
+    row at the end steps in a batch of two.
 
     Catches: a program for each number of rows; filler that costs a pass; a place that waits for a
-    row that is left out.
+    row that is left out; all places in use until the last row has ended.
     """
-    reads = []
-    original = sampler_lib.read_prompts
+    reads, steps = [], []
+    original, original_step = sampler_lib.read_prompts, sampler_lib.top_state
 
     def counted(params, config, prompts, *rest):
         jax.debug.callback(lambda: reads.append(len(prompts)))
         return original(params, config, prompts, *rest)
 
+    def counted_step(params, config, s, *rest):
+        jax.debug.callback(lambda: steps.append(len(s["depth"])))
+        return original_step(params, config, s, *rest)
+
     monkeypatch.setattr(sampler_lib, "read_prompts", counted)
+    monkeypatch.setattr(sampler_lib, "top_state", counted_step)
     sample = make_sampler(SHORT, SamplingConfig(max_actions=A), IDS, batch_rows=8)
     params, before = init(SHORT), sampler_lib._sample._cache_size()
 
@@ -155,6 +164,12 @@ def test_one_program_for_whatever_is_in_the_queue(monkeypatch):
         for name in ("actions", "log_probs", "tokens"):
             got, want = getattr(some, name)[given > 0], getattr(full, name)[given > 0]
             np.testing.assert_allclose(got, want, atol=1e-5)
+        steps.clear()
+        long, _ = decoded(seed, [1] * 23 + [A])
+        assert sorted(steps) == [2] * (int(long.length[-1]) - 1) + [8] * (
+            len(steps) - steps.count(2)
+        )
+        assert steps.count(8) <= 8
         none, read = decoded(seed, [0] * 24)
         assert (read, none.length.any()) == ([8], False)
     assert sampler_lib._sample._cache_size() == before + 1
