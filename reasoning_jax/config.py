@@ -277,7 +277,8 @@ class EvaluateConfig:
 
     `pass_at_k` lists the k of unbiased pass@k. `corrupt_tokens` wrong tokens are put after a random
     correct prefix of the response to measure recovery; 0 leaves that out. `corrupt_also` lists
-    further numbers of them, each measured by itself.
+    further numbers of them, each measured by itself. So many as `batch_rows` are decoded at a time;
+    a completion that has ended gives its place to the next one.
 
     With latent thoughts: `thoughts` replaces so many steps by them, the rest is text; -1 is what
     the checkpoint's stage does. `thought_controls` lists what takes the place of the thoughts in

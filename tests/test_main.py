@@ -18,7 +18,7 @@ from reasoning_jax import main, weights
 from reasoning_jax import vocab as V
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sample import printable, read_prompts, strike_out
-from reasoning_jax.evaluate.accuracy import Completion, Prompt
+from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.tasks import gym
 
 CONFIGS = Path(__file__).parent.parent / "configs"

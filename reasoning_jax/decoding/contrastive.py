@@ -29,15 +29,13 @@ from jax import lax
 
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
-from reasoning_jax.decoding.sampler import (
+from reasoning_jax.decoding import record
+from reasoning_jax.decoding.actions import (
     FORBIDDEN,
     ActionIds,
     Completions,
     action_log_probs,
     allowed_actions,
-    begin,
-    recorded,
-    run,
 )
 from reasoning_jax.model import attention, readout, transformer
 from reasoning_jax.model import cache as kv
@@ -54,8 +52,9 @@ def make_contrastive_sampler(
 ) -> Callable[..., Completions]:
     """A jitted `search(params, prompts, prompt_length, floor, row_ids, key, lora=None)`.
 
-    Takes the arguments of the function that `sampler.make_sampler` returns, so that one may stand
-    for the other; `floor`, `row_ids` and `key` change nothing here. Of `sampling` it reads
+    Takes the arguments of the function that `sampler.make_sampler` returns up to `lora`, a prompt
+    for each row, so that one may stand for the other; `floor`, `row_ids` and `key` change nothing
+    here. Of `sampling` it reads
     `contrastive_candidates` (more than the vocabulary holds means all of it),
     `contrastive_penalty`, `max_actions` and `max_new_tokens`. `log_probs` are those of p above.
     """
@@ -111,8 +110,11 @@ def _search(
     slots = P + new_tokens + 1
     batch_axis = sharding.axis_of(prompts, 0)
     cache, read = transformer.prefill(params, config, prompts, slots, lora)
-    state = begin(prompts, prompt_length, A, cache)
-    last = state["depth"]
+    last = prompt_length - 1
+    state = record.begin(jnp.zeros_like(last), A) | {
+        "cache": cache, "tokens": jnp.pad(prompts, ((0, 0), (0, slots - P))), "depth": last,
+        "live": last >= 0,
+    }  # fmt: skip
     slot = jnp.arange(slots)[None, :]
     at_top = (jnp.arange(P)[None, :] == last[:, None])[..., None]
     state["top"] = jnp.where(at_top, read.hidden, 0).sum(1)
@@ -123,7 +125,7 @@ def _search(
     own = attention.Dense(jnp.broadcast_to(jnp.eye(k, dtype=bool), (B, k, k)))
 
     def step(s: dict[str, Any]) -> dict[str, Any]:
-        depth, done, t = s["depth"], s["done"], s["step"]
+        depth, live, t = s["depth"], s["live"], s["step"]
         logits = readout.logits(params, config, s["top"])
         log_probs = action_log_probs(logits, allowed_actions(ids, V, depth, last), _UNFILTERED)
         log_probs = sharding.reshard(log_probs, sharding.P(batch_axis, None))
@@ -152,7 +154,7 @@ def _search(
         chosen = jnp.where(is_best, candidates, 0).sum(-1).astype(jnp.int32)
         at_limit = (t == A - 1) | (depth - last >= new_tokens)
         action = jnp.where(at_limit, ids.eos, chosen)
-        written = (slot == next_slot) & ~done[:, None]
+        written = (slot == next_slot) & live[:, None]
         keys, values = (
             jnp.where(is_best[None, :, :, None, None], x, 0).sum(2, keepdims=True)
             for x in (out.keys, out.values)
@@ -160,12 +162,14 @@ def _search(
         unit = jnp.where(is_best[..., None], units, 0).sum(1)
         return {
             # It never deletes: the probability of <backspace> is not looked at.
-            **recorded(s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])),
+            **record.recorded(
+                s, ids, chosen, action, at_limit, log_probs, jnp.zeros_like(scores[:, 0])
+            ),
             "cache": kv.extend(context, keys, values),
             "tokens": jnp.where(written, action[:, None], s["tokens"]),
             "top": jnp.where(is_best[..., None], out.hidden, 0).sum(1),
             "context": jnp.where(written[..., None], unit[:, None], s["context"]),
-            "depth": jnp.where(done, depth, depth + 1),
+            "depth": jnp.where(live, depth + 1, depth),
         }
 
-    return run(step, state)
+    return record.completions(lax.while_loop(lambda s: s["live"].any(), step, state))

@@ -11,8 +11,9 @@ import pytest
 
 from reasoning_jax import sharding, weights
 from reasoning_jax.config import LoraConfig, SamplingConfig
+from reasoning_jax.decoding.actions import FORBIDDEN
 from reasoning_jax.decoding.contrastive import contrastive_scores, make_contrastive_sampler
-from reasoning_jax.decoding.sampler import FORBIDDEN, ActionIds, make_sampler
+from reasoning_jax.decoding.sampler import ActionIds, make_sampler
 from reasoning_jax.model import lora as lora_lib
 from reasoning_jax.model import readout, spec, transformer
 from tests.decoding.test_sampler import biased, random_prompts
