@@ -224,13 +224,18 @@ def apply(
         own = None
         if isinstance(attention, attn.Dense):
             own = sharding.reshard(attention.mask, sharding.P(rows, None, None))
-        elif attention != CAUSAL:
+        elif not isinstance(attention, attn.Causal) or attention.segments is not None:
             raise ValueError("segments cannot be combined with a cache; use attention.Dense")
         return _cached(params, config, x, lora_layers, layer_of, cache, own)
 
-    path, mask = attn.choose(config, attention, T), None
-    if before or capture_weights:
-        path, mask = "explicit", visibility(attention, x)
+    # However it came here, each device has what its own rows see.
+    attention = jax.tree.map(
+        lambda a: sharding.reshard(a, sharding.P(rows, *[None] * (a.ndim - 1))), attention
+    )
+    alone = not (before or capture_weights)
+    path = attn.choose(config, attention, T) if alone else "explicit"
+    # Once for all layers, where it is an array at all.
+    mask = visibility(attention, x) if path == "explicit" else None
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
     n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(
