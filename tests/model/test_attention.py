@@ -258,7 +258,7 @@ def test_passes_of_moderate_size_alone_are_unrolled():
 
 
 def test_segments_and_edits_are_refused_with_a_cache():
-    # Segments are an array: they cannot be compared, only be there or not.
+    # Catches: segments that are ignored, since with a cache only what is live counts.
     params, prompts = init(LLAMA), jnp.zeros((1, 2), jnp.int32)
     cache, _ = jax.eval_shape(lambda: transformer.prefill(params, LLAMA, prompts, 4))
     live = jax.eval_shape(lambda: backspace.pack(prompts, prompts, prompts, BKID).live)
