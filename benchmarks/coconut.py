@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.worker import Run, Worker, threads_environment, timed
 from reasoning_jax import sharding
 from reasoning_jax.config import Config, ModelConfig, OptimizerConfig, SamplingConfig
 from reasoning_jax.data.batch import Batch
@@ -48,7 +49,7 @@ KEPT_HEAP = {
     "MALLOC_TOP_PAD_": str(64 << 20),
     "MALLOC_MMAP_MAX_": "0",
 }
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = threads_environment(1)
 THOUGHTS = (0, 1, 2, 4, 6, 8, 12)
 TEMPORARIES = (0, 6)
 GPT2_VOCAB = 50_260  # with the three markers
@@ -73,11 +74,6 @@ class Shape:
     width: int = 256
     heads: int = 8
     vocab: int = 128
-
-
-# A function that does one run to its end, and returns how many tokens are in it. Making it may
-# compile; its first run is not timed.
-Run = Callable[[], int]
 
 
 def our_model(shape: Shape) -> ModelConfig:
@@ -175,42 +171,6 @@ def our_temporaries(shape: Shape) -> int:
     return int(our_compiled(shape)[0].memory_analysis().temp_size_in_bytes)
 
 
-class Peer:
-    """The reference's process: a request a line, an answer a line."""
-
-    def __init__(self, command: Sequence[str | Path], environment: dict[str, str]):
-        self.process = subprocess.Popen(
-            [str(word) for word in command], env=os.environ | ONE_THREAD | environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.hello = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the reference's process ended with {self.process.wait()}")
-        return json.loads(line)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its times. RuntimeError if it has none to give."""
-        assert self.process.stdin is not None
-        # A process that is gone may break the pipe here, or be found out by the read.
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        answer = self._read()
-        if "error" in answer:
-            raise RuntimeError(f"the reference on {request}: {answer['error']}")
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # what it did not read any more
-            self.process.stdin.close()
-        self.process.wait()
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A line of the table: how ours is made, what the reference is asked, and in which unit."""
@@ -238,14 +198,7 @@ def rows() -> list[Row]:
     return table
 
 
-def timed(run: Run) -> dict[str, list[float]]:
-    cpu, wall = time.process_time(), time.perf_counter()
-    tokens = run()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"cpu": [cpu], "wall": [wall], "tokens": [tokens]}
-
-
-def measure(row: Row, peer: Peer | None, ours: bool, rounds: int) -> dict[str, Any]:
+def measure(row: Row, peer: Worker | None, ours: bool, rounds: int) -> dict[str, Any]:
     """{side: {"cpu", "wall", "tokens": one figure a round}} for the sides that take part."""
     turns: dict[str, Callable[[], dict[str, list[float]]]] = {}
     if ours:
@@ -323,7 +276,7 @@ def main() -> None:
     peer = None
     if theirs and args.reference:
         command = [args.peer_python, PEER, f"--reference={args.reference}", "--threads=1"]
-        peer = Peer(command, KEPT_HEAP if args.heap == "kept" else {})
+        peer = Worker(command, ONE_THREAD | (KEPT_HEAP if args.heap == "kept" else {}))
     about = {
         "machine": platform.processor() or platform.machine(),
         "core": args.core,

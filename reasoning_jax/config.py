@@ -47,6 +47,9 @@ class ModelConfig:
     `remat`: what the backward pass computes again: nothing ("none"), all but the products of
     weights ("dots"), or "full" layers. "auto" is "dots" on CPUs, where writing activations down
     costs more than computing them, and "none" elsewhere.
+    `attention`: how training attends (`model/attention.py`). "auto": on a GPU by cuDNN and on a TPU
+    by the splash kernel, where these take the rows; in blocks elsewhere. Evaluation and sampling do
+    that whatever is said here. What has earlier columns before it is always "explicit".
     `loss_chunk_tokens` bounds how many tokens' vocabulary logits exist at once (0: automatic).
     `pair_rows`: input ids at or above vocab_size are pairs of the first `pair_rows` ids: their
     embedding is the sum of the first one's row and a row of a second table. 0 follows the
@@ -77,13 +80,14 @@ class ModelConfig:
     init_std: float = number(0.02, 0.0, 10.0)
     compute_dtype: str = choice("float32", "bfloat16", "float16")
     param_dtype: str = choice("float32", "bfloat16")
+    attention: str = choice("auto", "explicit", "blockwise", "xla", "cudnn", "splash")
     remat: str = choice("auto", "none", "full", "dots")
     loss_chunk_tokens: int = number(0, 0)
     pair_rows: int = number(0, 0)
 
 
 # What a weight file decides; the rest of ModelConfig says how to compute.
-COMPUTE_FIELDS = ("compute_dtype", "param_dtype", "remat", "loss_chunk_tokens")
+COMPUTE_FIELDS = ("compute_dtype", "param_dtype", "attention", "remat", "loss_chunk_tokens")
 ARCHITECTURE_FIELDS = tuple(
     f.name for f in dataclasses.fields(ModelConfig) if f.name not in COMPUTE_FIELDS
 )

@@ -109,6 +109,11 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def one_device() -> bool:
+    """Whether there is no mesh, or one of a single device."""
+    return not has_mesh() or jax.sharding.get_abstract_mesh().size == 1
+
+
 def axis_of(x: jax.Array, axis: int) -> Any:
     """The mesh axis (or axes) over which `x` is split along `axis`; None without a mesh."""
     return jax.typeof(x).sharding.spec[axis] if has_mesh() else None
@@ -148,7 +153,7 @@ def linear(x: jax.Array, w: jax.Array, n_in: int = 1, dtype: Any = None) -> jax.
     if has_mesh():
         spec_x, spec_w = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
         spec = P(*spec_x[: len(lead)], *spec_w[n_in:])
-    if not has_mesh() or jax.sharding.get_abstract_mesh().size == 1:
+    if one_device():
         # On one device a product of two matrices: XLA's CPU backend is slow at more axes, above
         # all in the gradient of the weight, which contracts several.
         inner = math.prod(w.shape[:n_in])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coconut, sequencematch
+from benchmarks import coconut, sequencematch, speed, worker
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_request_that_the_reference_cannot_answer_ends_the_run(tmp_path):
     # Catches: an error that is taken for a time, and waiting for a process that is gone.
     peer = tmp_path / "peer.py"
     peer.write_text("import json; print('{}'); input(); print(json.dumps({'error': 'no room'}))")
-    process = coconut.Peer([sys.executable, peer], {})
+    process = worker.Worker([sys.executable, peer], {})
     with pytest.raises(RuntimeError, match="no room"):
         process.ask({"work": "step"})
     process.process.wait()
@@ -140,7 +140,7 @@ def test_the_reference_is_given_the_rows_it_trains_on(tmp_path):
     # Catches: markers or labels at the wrong columns, times outside the protocol.
     (tmp_path / "coconut.py").write_text(FAKE_REFERENCE)
     small = {"thoughts": 2, "layers": 1, "width": 8, "heads": 1, "vocab": 12, "repeats": 2}
-    peer = coconut.Peer([sys.executable, coconut.PEER, f"--reference={tmp_path}"], {})
+    peer = worker.Worker([sys.executable, coconut.PEER, f"--reference={tmp_path}"], {})
     step = peer.ask({"work": "step", "batch": 2, "length": 12, "prefix": 4} | small)
     assert step["tokens"] == [24, 24]
     assert all(seconds > 0 for seconds in step["cpu"] + step["wall"])

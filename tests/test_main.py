@@ -481,6 +481,19 @@ def test_a_mesh_that_does_not_fit_the_devices_leaves_no_run(tmp_path, capsys, pl
     runfolder.check_same_run(run, tiny())
 
 
+def test_attention_that_the_machine_lacks_leaves_no_run(tmp_path, capsys, places):
+    """Catches: a kernel that is found missing at the first step, with the folder begun."""
+    run = tmp_path / "run"
+    train = ["", "train", f"--config={places['q']}", f"--workdir={run}"]
+    half = "--config.model.compute_dtype=bfloat16"
+    assert main.run([*train, "--config.model.attention=cudnn", half]) == 2
+    said = capsys.readouterr().err
+    assert 'model.attention="cudnn" runs on a gpu, and this is a cpu' in said
+    assert 'set "auto"' in said
+    assert not (run / "config.json").exists()
+    assert main.run([*train, "--dry_run", "--config.model.attention=cudnn", half]) == 2
+
+
 def test_a_run_from_end_to_end(tmp_path, capsys, places):
     run = tmp_path / "run"
 

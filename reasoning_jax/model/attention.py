@@ -1,8 +1,8 @@
-"""One door to attention: what may attend to what, and how it is computed.
+"""One door to attention: how it is computed, chosen here for each platform.
 
-Two descriptions of what the columns of a pass see of each other: `Causal` (by position in the row,
-within segments) and `Dense` (any boolean mask, as backspace packing needs). Keys and values of
-earlier passes can stand before them (`KeyValues`), a cache's among them: they are read where they
+`attend_within` is for the columns of a pass that see each other alone, as a description says
+(`visibility.py`); it has several paths (`choose`). `attend` is for columns that have others before
+them: keys and values of earlier passes (`KeyValues`), a cache's among them, are read where they
 are, never copied or written. Positions play no part here: RoPE has been applied before.
 """
 
@@ -16,26 +16,27 @@ import jax.numpy as jnp
 from flax import struct
 
 from reasoning_jax import sharding
+from reasoning_jax.config import ConfigError, ModelConfig
+from reasoning_jax.model import blockwise, kernels
+from reasoning_jax.model.blockwise import MASKED
+from reasoning_jax.model.visibility import Causal, Dense, Description, visibility
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float
 
-# Finite, so that a query that sees nothing averages its values instead of making NaN.
-MASKED = -1e30
+__all__ = [
+    "Causal",
+    "Dense",
+    "Description",
+    "KeyValues",
+    "attend",
+    "attend_within",
+    "check",
+    "choose",
+]
 
-
-@struct.dataclass
-class Causal:
-    """Query i sees key j <= i; with `segments` [B, T] (0 is padding) only inside its segment."""
-
-    segments: Int[Array, "B T"] | None = None
-
-
-@struct.dataclass
-class Dense:
-    """Query i sees key j where `mask[b, i, j]`."""
-
-    mask: Bool[Array, "B T T"]
+# The platform that a path runs on, where that is not any.
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 
 
 @struct.dataclass
@@ -59,14 +60,59 @@ class KeyValues:
         return KeyValues(keys.swapaxes(-3, -2), values.swapaxes(-3, -2), visible)
 
 
-def visibility(description: Causal | Dense, columns: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """The boolean mask [B, T, T] of a description. `columns` count a row's tokens from 0."""
-    if isinstance(description, Dense):
-        return description.mask
-    mask = columns[:, :, None] >= columns[:, None, :]
-    if description.segments is None:
-        return mask
-    return mask & (description.segments[:, :, None] == description.segments[:, None, :])
+def check(config: ModelConfig) -> None:
+    """Raises ConfigError if `model.attention` cannot run here; starts a backend to know where."""
+    name, here = config.attention, jax.default_backend()
+    if name not in PLATFORMS:
+        return
+    if here != PLATFORMS[name]:
+        raise ConfigError(
+            f'model.attention="{name}" runs on a {PLATFORMS[name]}, and this is a {here}; set '
+            '"auto", which takes what each platform has'
+        )
+    if name == "cudnn" and (missing := kernels.cudnn_lacks(config)):
+        raise ConfigError(f'model.attention="cudnn" needs {missing}; or set "auto"')
+
+
+def choose(config: ModelConfig, description: Description, columns: int) -> str:
+    """The path of `attend_within`: that of the config, or with "auto" the platform's own.
+
+    CPU: in blocks. GPU: cuDNN for causal masks in half precision. TPU: the splash kernel for causal
+    masks of rows that its blocks divide. In blocks otherwise: it is the one path on which the mask
+    of an edited sequence (`backspace.Live`) costs no array of [T, T].
+
+    Raises:
+      ConfigError: the config's path cannot run on this platform, or not for such rows.
+    """
+    check(config)
+    if config.attention != "auto":
+        if config.attention == "splash":
+            kernels.check_splash(description, columns)
+        return config.attention
+    platform = jax.default_backend()
+    if platform == "gpu" and isinstance(description, Causal) and columns % 2 == 0:
+        return "blockwise" if kernels.cudnn_lacks(config) else "cudnn"
+    if platform == "tpu" and kernels.splash_can(description, columns):
+        return "splash"
+    return "blockwise"
+
+
+def attend_within(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    description: Description,
+    path: str,
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product attention of columns to each other, with grouped queries."""
+    if path == "blockwise":
+        return blockwise.attend(query, key, value, description)
+    if path == "splash":
+        return kernels.splash(query, key, value, description)
+    if path in ("xla", "cudnn"):
+        return kernels.jax_attention(query, key, value, description, path)
+    assert path == "explicit", path
+    return attend(query, [KeyValues.of(key, value, visibility(description, query))])[0]
 
 
 def attend(
@@ -75,17 +121,10 @@ def attend(
     """Scaled dot-product attention with grouped queries; the softmax is in float32.
 
     The parts' scores are put side by side, their keys are not: these are read where they are.
-    `return_weights` also gives the attention probabilities (float32), over the parts in order. On
-    CPUs all is computed explicitly: the gradient of JAX's own attention takes longer there.
+    `return_weights` also gives the attention probabilities (float32), over the parts in order.
     """
-    explicit = return_weights or len(parts) > 1 or jax.default_backend() == "cpu"
     masks = [p.visible if p.visible.ndim == 3 else p.visible[:, None] for p in parts]
     B, T, N, H = query.shape
-    if not explicit:
-        (part,), (mask,) = parts, masks
-        key, value = part.keys.swapaxes(1, 2), part.values.swapaxes(1, 2)
-        # The mask needs its head axis: a three-dimensional mask would be read as [N, T, S].
-        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None]), None
     # Keys are not repeated for the queries that share them: those stand in one row of queries.
     K = parts[0].keys.shape[1]
     split = (sharding.axis_of(query, 0), sharding.axis_of(query, 2))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,17 +22,23 @@ from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import attention as attn
 from reasoning_jax.model import cache as kv
+from reasoning_jax.model.blockwise import SAVED
 from reasoning_jax.model.cache import Cache
 from reasoning_jax.model.spec import Params, ParamSpec
+from reasoning_jax.model.visibility import visibility
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
     from reasoning_jax.model.lora import Lora
 
+# With "dots" attention's own products are not saved, but what its gradient begins with.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(*SAVED),
+    ),
 }
 
 
@@ -164,7 +170,7 @@ def apply(
     *,
     embeddings: Float[Array, "B T D"] | None = None,
     positions: Int[Array, "B T"],
-    attention: attn.Causal | attn.Dense = CAUSAL,
+    attention: attn.Description = CAUSAL,
     cache: Cache | None = None,
     before: tuple[attn.KeyValues, ...] = (),
     return_keys: bool = False,
@@ -213,20 +219,23 @@ def apply(
     B, T, _ = x.shape
     rows = sharding.axis_of(x, 0)
     lora_layers = None if lora is None else lora.params["layers"]
-    layer_of = functools.partial(
-        _layer, config, rotation, 1.0 if lora is None else lora.scale, bool(capture_weights)
-    )
+    layer_of = functools.partial(_layer, config, rotation, 1.0 if lora is None else lora.scale)
     if cache is not None:
         own = None
         if isinstance(attention, attn.Dense):
             own = sharding.reshard(attention.mask, sharding.P(rows, None, None))
-        elif attention.segments is not None:
+        elif not isinstance(attention, attn.Causal) or attention.segments is not None:
             raise ValueError("segments cannot be combined with a cache; use attention.Dense")
         return _cached(params, config, x, lora_layers, layer_of, cache, own)
 
-    columns = jnp.zeros((B, 1), jnp.int32) + jnp.arange(T)[None, :]
-    mask = attn.visibility(attention, columns)
-    mask = sharding.reshard(mask, sharding.P(rows, None, None))
+    # However it came here, each device has what its own rows see.
+    attention = jax.tree.map(
+        lambda a: sharding.reshard(a, sharding.P(rows, *[None] * (a.ndim - 1))), attention
+    )
+    alone = not (before or capture_weights)
+    path = attn.choose(config, attention, T) if alone else "explicit"
+    # Once for all layers, where it is an array at all.
+    mask = visibility(attention, x) if path == "explicit" else None
     captured_states = tuple(jnp.zeros_like(x) for _ in capture_states)
     n_before = sum(part.keys.shape[3] for part in before)
     captured_weights = tuple(
@@ -234,9 +243,10 @@ def apply(
         for _ in capture_weights
     )
 
+    unrolled = _unrolled(config, x.size)
     remat = config.remat
     if remat == "auto":
-        remat = "dots" if jax.default_backend() == "cpu" else "none"
+        remat = "dots" if jax.default_backend() == "cpu" and not unrolled else "none"
     policy = REMAT_POLICIES.get(remat)
 
     def layer_step(carry, xs):
@@ -244,14 +254,17 @@ def apply(
         index, layer, layer_lora, earlier = xs
 
         def block(x):
-            def keys_of(k, v):
+            def mix(q, k, v):
+                if mask is None:
+                    return attn.attend_within(q, k, v, attention, path), None
                 parts = [
                     attn.KeyValues(old_keys, old_values, part.visible)
                     for (old_keys, old_values), part in zip(earlier, before)
                 ]
-                return (*parts, attn.KeyValues.of(k, v, mask))
+                own = attn.KeyValues.of(k, v, mask)
+                return attn.attend(q, (*parts, own), bool(capture_weights))
 
-            return layer_of(layer, layer_lora, x, keys_of)
+            return layer_of(layer, layer_lora, x, mix)
 
         if policy is not None:
             block = jax.checkpoint(block, policy=policy)
@@ -270,10 +283,24 @@ def apply(
         layer_step,
         (x, captured_states, captured_weights),
         (jnp.arange(config.n_layers), params["layers"], lora_layers, earlier),
+        unroll=unrolled,
     )
     keys, values = (None, None) if new is None else new
     hidden = final_norm(params, config, x)
     return Output(hidden, x, None, keys, values, states, weights)
+
+
+def _unrolled(config: ModelConfig, size: int) -> bool:
+    """Whether the layers of a pass over `size` numbers are laid out one after the other.
+
+    On CPUs a scan copies what each layer leaves for the gradient into arrays of all layers, a tenth
+    of a step; without it, nothing need be computed again, in twice the memory (temporaries of a
+    gradient: 1.2 GiB for 6 layers x 384 and 16 x 256, else 0.6; 4.3 GiB at the largest, 8 layers x
+    1024, else 1.9). Small passes are dominated by compiling, and large ones by memory. Who asks for
+    rematerialisation gets it: XLA undoes it where it sees both passes of a layer side by side.
+    """
+    fits = config.n_layers <= 8 and 1 << 19 <= size <= 1 << 22
+    return jax.default_backend() == "cpu" and config.remat in ("auto", "none") and fits
 
 
 def prefill(
@@ -293,16 +320,60 @@ def prefill(
     return kv.of_columns(out.keys, out.values, slots), out
 
 
+@struct.dataclass
+class Turned:
+    """A weight as a matrix [outputs, inputs], as products of few rows want it on CPUs.
+
+    `outputs`: the shape of the output axes, and `split` over which mesh axes; static.
+    """
+
+    matrix: Float[Array, "O I"]
+    outputs: tuple[int, ...] = struct.field(pytree_node=False)
+    split: tuple[Any, ...] = struct.field(pytree_node=False)
+
+    @staticmethod
+    def of(weight: jax.Array, n_in: int) -> Turned:
+        weight = sharding.gather_fsdp(weight)
+        inner, outputs = math.prod(weight.shape[:n_in]), weight.shape[n_in:]
+        split = tuple(sharding.axis_of(weight, i) for i in range(n_in, weight.ndim))
+        # Without the barrier XLA would turn it back in every product.
+        matrix = lax.optimization_barrier(sharding.reshape(weight, (inner, -1)).T)
+        return Turned(matrix, outputs, split)
+
+    def apply(self, x: Float[Array, "B T *inputs"]) -> Float[Array, "B T *outputs"]:
+        lead = tuple(sharding.axis_of(x, i) for i in (0, 1))
+        columns = sharding.reshape(x, (x.shape[0] * x.shape[1], -1)).T
+        y = self.matrix.astype(x.dtype) @ lax.optimization_barrier(columns)
+        y = lax.optimization_barrier(y).T
+        return sharding.reshape(y, (*x.shape[:2], *self.outputs), sharding.P(*lead, *self.split))
+
+
+_PROJECTIONS = {"attention": ("query", "key", "value", "output"), "mlp": ("gate", "up", "down")}
+_INPUTS = {"output": 2}
+
+
 def unstacked(tree: Any) -> Any:
     """Parameters (or adapters) with a tuple of layers in place of the axis.
 
-    Decoding reads them so. Made once before its loop: in the loop every slice would be a copy.
+    Decoding reads them so. Made once before its loop: in the loop every slice would be a copy. On a
+    CPU weights are `Turned` besides: a product with 32 rows is then a third faster.
     """
     layers = tree["layers"]
     if isinstance(layers, tuple):
         return tree
     n = len(jax.tree.leaves(layers)[0])
-    return tree | {"layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(n))}
+    turn = jax.default_backend() == "cpu" and sharding.one_device()
+
+    def layer(i: int) -> Any:
+        own = jax.tree.map(lambda x: x[i], layers)
+        for part, names in _PROJECTIONS.items() if turn else ():
+            weights = own.get(part, {})
+            for name in names:
+                if isinstance(weights.get(name), jax.Array):
+                    weights[name] = Turned.of(weights[name], _INPUTS.get(name, 1))
+        return own
+
+    return tree | {"layers": tuple(map(layer, range(n)))}
 
 
 def _cached(
@@ -332,16 +403,18 @@ def _cached(
         layers, adapters, cache.keys, cache.values, strict=True
     ):
 
-        def keys_of(
-            k: jax.Array, v: jax.Array, keys: jax.Array = keys, values: jax.Array = values
-        ) -> tuple[attn.KeyValues, ...]:
+        def mix(
+            q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array = keys,
+            values: jax.Array = values,
+        ) -> tuple[jax.Array, None]:  # fmt: skip
             if own is not None:
-                return attn.KeyValues(keys, values, live), attn.KeyValues.of(k, v, own)
+                parts = attn.KeyValues(keys, values, live), attn.KeyValues.of(k, v, own)
+                return attn.attend(q, parts)[0], None
             keys, values = (kv.write(*x, cache.length) for x in ((keys, k), (values, v)))
             written.append((keys, values))
-            return (attn.KeyValues(keys, values, seen),)
+            return attn.attend(q, (attn.KeyValues(keys, values, seen),))[0], None
 
-        x, _, made = layer_of(layer, adapter, x, keys_of)
+        x, _, made = layer_of(layer, adapter, x, mix)
         new.append(made)
     hidden = final_norm(params, config, x)
     if own is None:
@@ -360,15 +433,15 @@ def _layer(
     config: ModelConfig,
     rotation: tuple[jax.Array, jax.Array] | None,
     scale: float,
-    return_weights: bool,
     p: Params,
     lora: Params | None,
     x: jax.Array,
-    keys_of: Callable[[jax.Array, jax.Array], Sequence[attn.KeyValues]],
+    mix: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]],
 ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, jax.Array]]:
-    """One pre-norm block: its output, attention weights if asked for, and its keys and values.
+    """One pre-norm block: its output, the weights that `mix` gives, and its keys and values.
 
-    `keys_of` says what its columns attend to, of their own keys and values [B, T, K, H].
+    `mix` attends: from queries, keys and values of the columns ([B, T, N or K, H]) to what each
+    query gathers, and the weights if they are wanted.
     """
     p_attn, p_mlp = p["attention"], p["mlp"]
     lora_attn = (lora or {}).get("attention", {})
@@ -383,7 +456,7 @@ def _layer(
         k = _rms(k, p_attn["key_norm"], config.norm_eps)
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-    mixed, weights = attn.attend(q, keys_of(k, v), return_weights)
+    mixed, weights = mix(q, k, v)
     x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
 
     h = _norm(p["mlp_norm"], config, x)
@@ -400,7 +473,11 @@ def _project(
     x: jax.Array, p: Params, lora: Params, name: str, scale: float, n_in: int = 1
 ) -> jax.Array:
     """x @ W (+ low-rank update) (+ bias) for the projection `name` of a layer."""
-    y = sharding.linear(x, sharding.gather_fsdp(p[name]).astype(x.dtype), n_in)
+    w = p[name]
+    if isinstance(w, Turned):
+        y = w.apply(x)
+    else:
+        y = sharding.linear(x, sharding.gather_fsdp(w).astype(x.dtype), n_in)
     if name in lora:
         down = sharding.gather_fsdp(lora[name]["down"]).astype(x.dtype)
         up = sharding.gather_fsdp(lora[name]["up"]).astype(x.dtype)

@@ -77,13 +77,13 @@ def visit_states(
         packed = backspace.pack(*arguments)
         out = transformer.apply(
             params, config, packed.tokens,
-            positions=packed.positions, attention=attention.Dense(packed.mask), lora=lora,
+            positions=packed.positions, attention=packed.live, lora=lora,
         )  # fmt: skip
         return States(out.hidden, batch.weights, packed.depth, {})
     dedup = backspace.deduplicate(*arguments, rows)
     out = transformer.apply(
         params, config, dedup.tokens,
-        positions=dedup.positions, attention=attention.Dense(dedup.mask), lora=lora,
+        positions=dedup.positions, attention=dedup.live, lora=lora,
     )  # fmt: skip
     pointer = jnp.minimum(dedup.pointer, rows - 1)
     hidden = jnp.take_along_axis(out.hidden, pointer[..., None], axis=1)
@@ -128,8 +128,10 @@ def make_loss(
         states = visit_states(
             params, lora, config, batch, layout=layout, backspace_id=ids.backspace, rows=rows
         )
-        scores = readout.score_labels(params, config, states.hidden, batch.labels)
-        total = cross_entropy(scores.log_prob, states.weights)
+        value, scores = readout.label_loss(
+            params, config, states.hidden, batch.labels, states.weights
+        )
+        total = Sum(value, states.weights.sum())
         correct = scores.correct.astype(jnp.float32)
         metrics = {**states.metrics, "accuracy": masked_sum(correct, states.weights)}
         if objective.name == "bc":
@@ -161,7 +163,7 @@ def staged_loss(
         prefix=batch.prefix, n=batch.thoughts, lora=lora,
     )  # fmt: skip
     labels, weights = batch.labels[:, begin:], batch.weights[:, begin:]
-    scores = readout.score_labels(params, config, out.hidden, labels)
+    value, scores = readout.label_loss(params, config, out.hidden, labels, weights)
     correct = scores.correct.astype(jnp.float32)
     rows_right = ((correct > 0) | (weights == 0)).all(axis=1)
     has_labels = (weights > 0).any(axis=1).astype(jnp.float32)
@@ -185,7 +187,7 @@ def staged_loss(
         table = jax.lax.stop_gradient(params["embedding"]["tokens"]).astype(jnp.float32)
         mean_norm = jnp.sqrt(jnp.square(table).sum(-1)).mean()
         metrics["thought_norm"] = masked_sum(norms / mean_norm, is_thought)
-    return cross_entropy(scores.log_prob, weights), metrics
+    return Sum(value, weights.sum()), metrics
 
 
 def unlikelihood_loss(config: ModelConfig, objective: ObjectiveConfig, ids: ActionIds) -> Loss:
