@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUNS := runs/quickstart
+# Tests run in so many processes; what one leaves idle, the other takes.
+TEST_PROCESSES ?= -n 2 --dist worksteal
 # What benchmarks/ compares with is installed apart. One of them needs Python 3.12.
 PYTHON312 ?= python3.12
 PEERS := .venv-bench
 
-.PHONY: quickstart test check bench lock clean
+.PHONY: quickstart test test-wheel check bench lock clean
 
 quickstart: $(READY)
 	$(BIN)/reasoning-jax train --config=configs/quickstart.py:objective=bc --workdir=$(RUNS)/bc
@@ -18,7 +20,18 @@ quickstart: $(READY)
 	$(BIN)/reasoning-jax report $(RUNS)/sequencematch $(RUNS)/bc $(RUNS)/mle --out=$(RUNS)/report.html
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_PROCESSES)
+
+# What users of the package get: a wheel in an environment of its own, tested from outside the tree.
+test-wheel:
+	rm -rf build
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip install --quiet --no-deps --require-hashes -r requirements-lock.txt
+	build/venv/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .
+	build/venv/bin/pip install --quiet --no-deps build/dist/*.whl
+	venv=$$PWD/build/venv && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
+	  cp -R tests configs docs benchmarks *.md LICENSE Makefile pyproject.toml "$$outside" && \
+	  cd "$$outside" && "$$venv/bin/python" -m pytest $(TEST_PROCESSES)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Live:
     """What rows of a packing see, as data of each row; liveness in closed form.
 
-    Row i sees itself, and row j < i of its own segment if the token of j has not been deleted by
-    the `time` of i (`time[i] < until[j]`; until is 0 where no token was written) and stands below
-    it (`depth[j] < depth[i]`). Segment 0 sees itself alone.
+    Row i sees itself, and an earlier row j of its own segment if the token of j has not been
+    deleted by the `time` of i (`time[j] < time[i] < until[j]`; until is 0 where no token was
+    written) and stands below it (`depth[j] < depth[i]`). Segment 0 sees itself alone.
     """
 
     time: Int[Array, "B T"]
@@ -41,21 +41,39 @@ class Live:
     depth: Int[Array, "B T"]
     segments: Int[Array, "B T"]
 
+    def below(self, others: Live) -> Bool[Array, "B T S"]:
+        """Which of some other rows each of these rows sees; that it sees itself is left out."""
+        time, depth, segments = (x[:, :, None] for x in (self.time, self.depth, self.segments))
+        written, until, depth_below, its_segment = (
+            x[:, None, :] for x in (others.time, others.until, others.depth, others.segments)
+        )
+        alive = (written < time) & (time < until)
+        return alive & (depth_below < depth) & (segments == its_segment) & (segments > 0)
+
+    @property
+    def mask(self) -> Bool[Array, "B T T"]:
+        """The whole mask. Training makes that of a block at a time (`model/blockwise.py`)."""
+        return self.below(self) | jnp.eye(self.time.shape[1], dtype=bool)[None]
+
 
 @struct.dataclass
 class Packed:
     """Packing P1: one row a state, aligned with time.
 
-    `tokens`, `positions` and `live` (or `mask`, which says the same) are the model's input; `depth` is the number of live tokens
-    beyond the start token; `push` marks rows entered by a token (or by a start).
+    `tokens`, `positions` and `live` are the model's input (`mask` is `live` as an array); `depth`
+    is the number of live tokens beyond the start token; `push` marks rows entered by a token (or by
+    a start).
     """
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    mask: Bool[Array, "B T T"]
     live: Live
     depth: Int[Array, "B T"]
     push: Bool[Array, "B T"]
+
+    @property
+    def mask(self) -> Bool[Array, "B T T"]:
+        return self.live.mask
 
 
 @struct.dataclass
@@ -68,10 +86,13 @@ class Deduplicated:
 
     tokens: Int[Array, "B R"]
     positions: Int[Array, "B R"]
-    mask: Bool[Array, "B R R"]
     live: Live
     pointer: Int[Array, "B T"]
     rows: Int[Array, " B"]
+
+    @property
+    def mask(self) -> Bool[Array, "B R R"]:
+        return self.live.mask
 
 
 def depths(
@@ -115,23 +136,10 @@ def pack(
     rows attend to themselves only.
     """
     depth, push = depths(actions, segments, floor, backspace_id)
-    deleted_at = _deleted_at(depth)
-    row = jnp.arange(actions.shape[1])
-    live = (
-        push[:, None, :]
-        & (row[None, :] < row[:, None])
-        & (row[None, :, None] < deleted_at[:, None, :])
-        & (segments[:, :, None] == segments[:, None, :])
-        & (segments[:, :, None] > 0)
-    )
-    below = depth[:, None, :] < depth[:, :, None]
-    mask = (live & below) | (row[None, :] == row[:, None])
-    # The token on top after a backspace: the live row of the same depth (there is exactly one).
-    on_top = live & (depth[:, None, :] == depth[:, :, None])
-    top_token = jnp.where(on_top, actions[:, None, :], 0).sum(-1)
-    time = jnp.zeros_like(depth) + row
-    seen = Live(time, jnp.where(push, deleted_at, 0), depth, segments)
-    return Packed(jnp.where(push, actions, top_token), depth, mask, seen, depth, push)
+    tokens = jnp.take_along_axis(actions, _top(depth, push), axis=1)
+    time = jnp.zeros_like(depth) + jnp.arange(actions.shape[1])
+    live = Live(time, jnp.where(push, _deleted_at(depth), 0), depth, segments)
+    return Packed(tokens, depth, live, depth, push)
 
 
 def deduplicate(
@@ -144,44 +152,21 @@ def deduplicate(
     """Packing P2 in `rows` static rows: the P1 rows entered by a push, and a pointer to them."""
     depth, push = depths(actions, segments, floor, backspace_id)
     push = push & (segments > 0)
-    deleted_at = _deleted_at(depth)
     T = actions.shape[1]
-    row = jnp.arange(T)
     count = jnp.cumsum(push, axis=1)
     # origin[b, r]: the P1 row that P2 row r stands for; T where there is none.
-    origin = (count[:, None, :] <= jnp.arange(rows)[None, :, None]).sum(-1)
+    row = jnp.zeros_like(actions[:, :1]) + jnp.arange(rows)
+    origin = _first_below(-count, jnp.zeros_like(row), -row)
     used = origin < T
     at = jnp.minimum(origin, T - 1)
 
     def take(x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, at, axis=1)
+        return jnp.where(used, jnp.take_along_axis(x, at, axis=1), 0)
 
-    same_segment = take(segments)[:, :, None] == take(segments)[:, None, :]
-    earlier = origin[:, None, :] < origin[:, :, None]
-    alive = origin[:, :, None] < take(deleted_at)[:, None, :]
-    mask = earlier & alive & same_segment & used[:, :, None] & used[:, None, :]
-    mask = mask | jnp.eye(rows, dtype=bool)[None]
-
-    # The live push at a row's own depth is the top of its stack: for a push, itself.
-    visible = (
-        push[:, None, :]
-        & (row[None, :] <= row[:, None])
-        & (row[None, :, None] < deleted_at[:, None, :])
-        & (depth[:, None, :] == depth[:, :, None])
-        & (segments[:, :, None] == segments[:, None, :])
-        & (segments[:, :, None] > 0)
-    )
-    pointer = jnp.where(visible, (count - 1)[:, None, :], 0).sum(-1)
-    positions = jnp.where(used, take(depth), 0)
-    seen = Live(origin, take(deleted_at), positions, jnp.where(used, take(segments), 0))
-    return Deduplicated(
-        jnp.where(used, take(actions), 0),
-        positions,
-        mask,
-        seen,
-        pointer,
-        count[:, -1],
-    )
+    live = Live(origin, take(_deleted_at(depth)), take(depth), take(segments))
+    top = jnp.take_along_axis(count, jnp.maximum(_top(depth, push), 0), axis=1) - 1
+    pointer = jnp.where(segments > 0, top, 0)
+    return Deduplicated(take(actions), live.depth, live, pointer, count[:, -1])
 
 
 def collapse(
@@ -278,10 +263,40 @@ def _starts(segments: jax.Array) -> jax.Array:
 
 def _deleted_at(depth: jax.Array) -> jax.Array:
     """The first later row whose depth is smaller: where the token of a row stops being live."""
+    later = jnp.zeros_like(depth) + jnp.arange(1, depth.shape[1] + 1)
+    return _first_below(depth, later, depth)
+
+
+def _top(depth: jax.Array, push: jax.Array) -> jax.Array:
+    """The row whose token is on top at each row: the last push up to it that is not deeper.
+
+    A push that is not deeper and came after the top's would have needed the top to be deleted.
+    """
     T = depth.shape[1]
-    row = jnp.arange(T)
-    deletes = (row[None, :] > row[:, None]) & (depth[:, None, :] < depth[:, :, None])
-    return jnp.where(deletes, row[None, None, :], T).min(-1)
+    pushed = jnp.where(push, depth, T + 1)[:, ::-1]
+    start = jnp.zeros_like(depth) + jnp.arange(T)[::-1]
+    return T - 1 - _first_below(pushed, start, depth + 1)
+
+
+def _first_below(values: jax.Array, start: jax.Array, bound: jax.Array) -> jax.Array:
+    """For each query [B, Q] the first column >= start of values [B, T] below bound; T if none.
+
+    By minima over windows of 1, 2, 4, ... columns, in which a query skips the longest first: no
+    array of [T, T], which would be most of the work at long rows.
+    """
+    T = values.shape[1]
+    highest = jnp.iinfo(values.dtype).max
+    windows, length = [values], 1
+    while length < T:
+        ahead = jnp.pad(windows[-1][:, length:], ((0, 0), (0, length)), constant_values=highest)
+        windows.append(jnp.minimum(windows[-1], ahead))
+        length *= 2
+    at = start
+    for minima in reversed(windows):
+        least = jnp.take_along_axis(minima, jnp.minimum(at, T - 1), axis=1)
+        at = jnp.where((at < T) & (least >= bound), at + length, at)
+        length //= 2
+    return jnp.minimum(at, T)
 
 
 def _scatter_rows(values: jax.Array, place: jax.Array, size: int) -> jax.Array:

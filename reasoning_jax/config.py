@@ -47,9 +47,9 @@ class ModelConfig:
     `remat`: what the backward pass computes again: nothing ("none"), all but the products of
     weights ("dots"), or "full" layers. "auto" is "dots" on CPUs, where writing activations down
     costs more than computing them, and "none" elsewhere.
-    `attention`: the path of passes over whole rows (`model/attention.py`). "auto": in blocks on CPUs,
-    cuDNN or the splash kernel where a GPU or TPU has them, in blocks where they do not fit. What
-    has a cache or earlier columns before it is always "explicit".
+    `attention`: how training attends (`model/attention.py`). "auto": on a GPU by cuDNN and on a TPU
+    by the splash kernel, where these take the rows; in blocks elsewhere. Evaluation and sampling do
+    that whatever is said here. What has earlier columns before it is always "explicit".
     `loss_chunk_tokens` bounds how many tokens' vocabulary logits exist at once (0: automatic).
     `pair_rows`: input ids at or above vocab_size are pairs of the first `pair_rows` ids: their
     embedding is the sum of the first one's row and a row of a second table. 0 follows the
@@ -281,7 +281,8 @@ class EvaluateConfig:
 
     `pass_at_k` lists the k of unbiased pass@k. `corrupt_tokens` wrong tokens are put after a random
     correct prefix of the response to measure recovery; 0 leaves that out. `corrupt_also` lists
-    further numbers of them, each measured by itself.
+    further numbers of them, each measured by itself. So many as `batch_rows` are decoded at a time;
+    a completion that has ended gives its place to the next one.
 
     With latent thoughts: `thoughts` replaces so many steps by them, the rest is text; -1 is what
     the checkpoint's stage does. `thought_controls` lists what takes the place of the thoughts in

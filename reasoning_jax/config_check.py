@@ -206,6 +206,7 @@ def validate(config: Config) -> None:
         )
     check_sequencematch(config)
     check_latent(config)
+    _check_attention(config)
     if train.batch_rows % optimizer.accumulate:
         raise ConfigError(
             f"train.batch_rows={train.batch_rows} is not divisible by optimizer.accumulate="
@@ -244,6 +245,40 @@ def _check_architecture(model: ModelConfig) -> None:
         raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")
     if model.rope_high_frequency <= model.rope_low_frequency:
         raise ConfigError("model.rope_high_frequency must be above model.rope_low_frequency")
+
+
+def _check_attention(config: Config) -> None:
+    """Refuse kernels that cannot take the rows of this training, on whatever machine.
+
+    What the machine lacks is found by `model.attention.check`.
+    """
+    name, T = config.model.attention, config.data.seq_len
+    if name == "cudnn":
+        if config.model.compute_dtype == "float32":
+            raise ConfigError(
+                'model.attention="cudnn" needs model.compute_dtype="bfloat16" or "float16", got '
+                '"float32"; or set model.attention="auto"'
+            )
+        if T % 2:
+            raise ConfigError(
+                f'model.attention="cudnn" needs an even data.seq_len, got {T}; nearest legal: '
+                f"{nearest_multiples(T, 2)}"
+            )
+    if name == "splash":
+        objective = config.objective.name
+        edited = objective == "bc" or (objective == "sequencematch" and config.vocab.backspace)
+        if edited or config.latent.mode != "off":
+            has = "objective.name" if edited else "latent.mode"
+            value = objective if edited else config.latent.mode
+            raise ConfigError(
+                f'model.attention="splash" is for rows without backspaces and thoughts, got {has}='
+                f'"{value}"; set model.attention="auto"'
+            )
+        if T % 128:
+            raise ConfigError(
+                f'model.attention="splash" needs a multiple of 128 as data.seq_len, got {T}; '
+                f"nearest legal: {nearest_multiples(T, 128)}"
+            )
 
 
 def _check_evaluate(evaluate: EvaluateConfig) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
 from reasoning_jax.config_fields import ConfigError
+from reasoning_jax.durable import DISK_ERRORS
 
 EXIT_OK, EXIT_USAGE, EXIT_DIVERGED, EXIT_CHECKPOINT = 0, 2, 3, 4
 
@@ -19,6 +21,8 @@ _ERRORS = (
     ("reasoning_jax.weights", "WeightsError", EXIT_USAGE),
     ("reasoning_jax.report", "ReportError", EXIT_USAGE),
 )
+# A disk that is full or broken, a folder of somebody else.
+_FILES_OF_THE_USER = (*DISK_ERRORS, errno.EACCES, errno.EPERM)
 
 
 class UsageError(ConfigError):
@@ -28,6 +32,8 @@ class UsageError(ConfigError):
 def exit_code(error: BaseException) -> int | None:
     """The exit code of an error that is the user's to mend; None for a defect of ours."""
     if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    if isinstance(error, OSError) and error.errno in _FILES_OF_THE_USER:
         return EXIT_USAGE
     for module, name, code in _ERRORS:
         kind: Any = getattr(sys.modules.get(module), name, None)

@@ -235,21 +235,29 @@ def _replay(known: flags.FlagValues, _: list[str]) -> int:
 
 def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
     action, runs = (words[0] if words else ""), words[1:]
-    wanted = {"verify": 1, "list": 1, "diff": 2}.get(action)
+    wanted = {"verify": 1, "list": 1, "diff": 2, "export": 1}.get(action)
     if wanted is None or len(runs) != wanted:
         raise UsageError(
-            "checkpoint knows verify RUN [--checkpoint=N], list RUN, and diff RUN[@N] RUN[@N]; to "
-            "write one in another format there is export"
+            "checkpoint knows verify RUN [--checkpoint=N], list RUN, diff RUN[@N] RUN[@N], and "
+            "export RUN --out=DIR [--checkpoint=N]"
         )
-    if action != "verify" and known["checkpoint"].present:
-        raise UsageError(f"checkpoint {action} does not take --checkpoint")
+    for flag, takers in (("checkpoint", ("verify", "export")), ("out", ("export",))):
+        if action not in takers and known[flag].present:
+            raise UsageError(f"checkpoint {action} does not take --{flag}")
     from reasoning_jax.commands import checkpoint
 
     if action == "verify":
         return checkpoint.verify(Path(runs[0]), known.checkpoint)
     if action == "list":
         return checkpoint.list_steps(Path(runs[0]))
-    return checkpoint.diff(*runs)
+    if action == "diff":
+        return checkpoint.diff(*runs)
+    if not known.out:
+        raise UsageError("checkpoint export needs --out=DIR")
+    from reasoning_jax.commands import export, saved_config
+
+    config = from_dict(saved_config.get_config(runs[0]).to_dict())
+    return export.export(config, Path(runs[0]), Path(known.out), known.checkpoint)
 
 
 def _sweep(known: flags.FlagValues, _: list[str]) -> int:
@@ -352,8 +360,8 @@ _COMMANDS = {
         of_run=True,
     ),
     "checkpoint": Command(
-        "verify|list RUN, diff RUN[@N] RUN[@N]: what is saved, and whether it is still that",
-        ("checkpoint",),
+        "verify|list RUN, diff RUN[@N] RUN[@N], export RUN --out=DIR: what is saved, and is intact",
+        ("checkpoint", "out"),
         _checkpoint,
         words=3,
     ),

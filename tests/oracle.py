@@ -63,3 +63,23 @@ def insert_noise(clean, noise):
         executed.append(token)
         labels.append(token)
     return executed, labels
+
+
+def executed(prompt, floor, chosen, budget, new_tokens, eos):
+    """What becomes of chosen actions: (actions, which of them a limit put there, what stands).
+
+    The last of the budget is <eos>, and so is what follows the last token there is room for.
+    """
+    actions, forced, standing = [], [], list(prompt)
+    for t, choice in enumerate(chosen[:budget]):
+        full = len(standing) - len(prompt) == new_tokens
+        action = eos if full or t == budget - 1 else choice
+        actions.append(action)
+        forced.append(action != choice)
+        if action != BK:
+            standing.append(action)
+        elif len(standing) - 1 > floor:
+            standing.pop()
+        if action == eos:
+            break
+    return actions, forced, standing

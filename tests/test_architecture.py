@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "reasoning_jax"
+import reasoning_jax
+
+PACKAGE = Path(reasoning_jax.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parent.parent
 # Beside the package: what its users run and change.
 OTHERS = [
     path for folder in ("configs", "benchmarks")
-    for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ]  # fmt: skip
 
 # Builtins that turn text into code; not even their names may be used.
@@ -97,7 +100,7 @@ def test_no_code_from_text(path):
     assert offences(path.read_text(encoding="utf-8"), name) == []
 
 
-@pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_code_from_text_beside_the_package(path):
     source = path.read_text(encoding="utf-8")
     found = {what for _, what in offences(source)}

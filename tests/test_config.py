@@ -315,6 +315,27 @@ RULES = {
         {"objective.name": "sequencematch", "train.steps": 1001},
     ),
     "two free axes": ({"mesh.fsdp": -1}, ["at most one"], {"mesh.data": 1}),
+    "cudnn in single precision": (
+        {"model.attention": "cudnn"}, ['model.attention="cudnn"', "bfloat16", "float32"],
+        {"model.compute_dtype": "bfloat16"},
+    ),
+    "cudnn in odd rows": (
+        {"model.attention": "cudnn", "model.compute_dtype": "bfloat16", "data.seq_len": 33},
+        ["even data.seq_len", "33", "32, 34"], {"data.seq_len": 34},
+    ),
+    "splash in rows of no block": (
+        {"model.attention": "splash", "data.seq_len": 200},
+        ['model.attention="splash"', "data.seq_len", "200", "128, 256"], {"data.seq_len": 256},
+    ),
+    "splash in edited rows": (
+        {"model.attention": "splash", "data.seq_len": 256, "objective.name": "bc"},
+        ['model.attention="splash"', 'objective.name="bc"', "auto"], {"objective.name": "mle"},
+    ),
+    "splash in rows with thoughts": (
+        {"model.attention": "splash", "data.seq_len": 256, "latent.mode": "coconut",
+         "vocab.latent": True, "data.with_steps": True},
+        ['model.attention="splash"', 'latent.mode="coconut"'], {"model.attention": "auto"},
+    ),
     "an axis of none": ({"mesh.tensor": 0}, ["mesh.tensor", "0"], {"mesh.tensor": 2}),
 }  # fmt: skip
 
@@ -668,6 +689,19 @@ def fit_latent(rng, changes, get):
     changes["latent.prompt_columns"] = min(get("latent.prompt_columns"), get("data.seq_len") - 1)
 
 
+def fit_attention(rng, changes, get):
+    """Rows that the chosen kernel takes, or another choice."""
+    if get("model.attention") == "cudnn":
+        changes["model.compute_dtype"] = "bfloat16"
+        changes["data.seq_len"] = get("data.seq_len") + get("data.seq_len") % 2
+    if get("model.attention") == "splash":
+        edited = get("objective.name") in ("bc", "sequencematch")
+        if edited or get("latent.mode") != "off":
+            changes["model.attention"] = "blockwise"
+        else:
+            changes["data.seq_len"] = 128 * rng.randint(1, 3)
+
+
 def random_config(rng):
     """A random config, its parts then made to fit."""
     changes = {
@@ -699,6 +733,7 @@ def random_config(rng):
     changes["train.batch_rows"] = get("optimizer.accumulate") * data * fsdp * rng.randint(1, 9)
     fit_objective(rng, changes, get)
     fit_latent(rng, changes, get)
+    fit_attention(rng, changes, get)
     predicts_all = get("objective.name") in ("sequencematch", "unlikelihood")
     if get("vocab.kind") == "pair" and predicts_all:
         changes["vocab.kind"] = "word"

@@ -18,7 +18,7 @@ from reasoning_jax import main, weights
 from reasoning_jax import vocab as V
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sample import printable, read_prompts, strike_out
-from reasoning_jax.evaluate.accuracy import Completion, Prompt
+from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.tasks import gym
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -479,6 +479,19 @@ def test_a_mesh_that_does_not_fit_the_devices_leaves_no_run(tmp_path, capsys, pl
     assert "does not cover" in capsys.readouterr().err
     assert not (run / "config.json").exists()
     runfolder.check_same_run(run, tiny())
+
+
+def test_attention_that_the_machine_lacks_leaves_no_run(tmp_path, capsys, places):
+    """Catches: a kernel that is found missing at the first step, with the folder begun."""
+    run = tmp_path / "run"
+    train = ["", "train", f"--config={places['q']}", f"--workdir={run}"]
+    half = "--config.model.compute_dtype=bfloat16"
+    assert main.run([*train, "--config.model.attention=cudnn", half]) == 2
+    said = capsys.readouterr().err
+    assert 'model.attention="cudnn" runs on a gpu, and this is a cpu' in said
+    assert 'set "auto"' in said
+    assert not (run / "config.json").exists()
+    assert main.run([*train, "--dry_run", "--config.model.attention=cudnn", half]) == 2
 
 
 def test_a_run_from_end_to_end(tmp_path, capsys, places):

@@ -32,7 +32,7 @@ from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.data.curriculum import StagedEncoder, rounded
 from reasoning_jax.data.examples import Example, extract_answer
 from reasoning_jax.decoding.sampler import Thinking
-from reasoning_jax.evaluate.accuracy import Prompt, complete, next_token_log_probs
+from reasoning_jax.evaluate.completions import Prompt, complete, next_token_log_probs
 from reasoning_jax.model import latent, readout, transformer
 from reasoning_jax.model.attention import Causal
 from reasoning_jax.model.latent import Thoughts

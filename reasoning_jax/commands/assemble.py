@@ -132,7 +132,8 @@ def assemble(
             f"model.pair_rows={config.model.pair_rows} but the vocabulary has pairs of "
             f"{vocab.pairs} words; leave it 0 to follow the vocabulary"
         )
-    model = replace(model, vocab_size=vocab.size, pair_rows=vocab.pairs)
+    # Prompts and samples have other lengths than rows: `model.attention` is for training alone.
+    model = replace(model, vocab_size=vocab.size, pair_rows=vocab.pairs, attention="auto")
     if model.position == "learned" and config.data.seq_len > model.max_positions:
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} is beyond model.max_positions="

@@ -26,7 +26,8 @@ def verify(workdir: Path, step: int | None) -> int:
     """Compare every file of a step (default: of all) with its manifest. 0: all intact, 1: not.
 
     Raises:
-      ConfigError: there is no such step.
+      ConfigError: this is no run folder.
+      CheckpointError: there is no such step.
     """
     with _open(workdir) as checkpoints:
         steps = _steps(checkpoints, step)
@@ -128,13 +129,7 @@ def _open(workdir: Path) -> Checkpoints:
 
 
 def _steps(checkpoints: Checkpoints, step: int | None) -> list[int]:
-    steps = checkpoints.steps()
-    if not steps:
-        raise ConfigError(f"{checkpoints.folder} has no complete step")
-    if step is not None and step not in steps:
-        raise ConfigError(
-            f"step {step} is not in {checkpoints.folder}; there are {', '.join(map(str, steps))}"
-        )
+    steps = checkpoints.require(step)
     return steps if step is None else [step]
 
 

@@ -13,7 +13,7 @@ from reasoning_jax.commands.load import load_assembly, restore
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.data.examples import Example
 from reasoning_jax.decoding.sampler import Thinking
-from reasoning_jax.evaluate.accuracy import Completion, Prompt, complete
+from reasoning_jax.evaluate.completions import Completion, Prompt, complete
 from reasoning_jax.train.state import adapters
 from reasoning_jax.vocab import LATENT, Vocab
 
@@ -38,13 +38,13 @@ def sample(
     trained = restore(assembly, workdir, step)
     encoded = [given_ids(assembly, prompt, trained.stage) for prompt in prompts]
     thoughts = assembly.thoughts
-    rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded for _ in range(samples)]
+    rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded]
     with jax.set_mesh(trained.mesh):
         completions = complete(
             trained.params["model"], adapters(trained.params, config), assembly.model,
             assembly.vocab, config.sampling, rows, jax.random.key(config.seed),
             config.evaluate.batch_rows, trained.mesh, assembly.ids.floor_masked,
-            Thinking(thoughts) if thoughts is not None else None,
+            Thinking(thoughts) if thoughts is not None else None, samples,
         )  # fmt: skip
     # Then no <eos> is ever taught behind it.
     answers_in_one_token = assembly.staged is not None and assembly.staged.alone

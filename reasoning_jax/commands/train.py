@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from reasoning_jax.data.staged import CurriculumSource, staged_batches
 from reasoning_jax.decoding.sampler import Thinking
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.evaluate.generation import evaluate_text
-from reasoning_jax.model import spec
+from reasoning_jax.model import attention, spec
 from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train import faults as fault_plans
 from reasoning_jax.train import loop, losses
@@ -64,7 +65,7 @@ def train(
     runfolder.make_folder(workdir)
     with runfolder.locked(workdir):
         # Before the folder is a run's, which could only go on with this config.
-        mesh_shape = check_devices(config, assembly.model, jax.device_count())
+        mesh_shape = check_machine(assembly)
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
         runfolder.write_environment(workdir)
         if not quiet:
@@ -95,7 +96,7 @@ def make_run(
     """
     config = assembly.config
     keep_compiled()
-    mesh_shape = check_devices(config, assembly.model, jax.device_count())
+    mesh_shape = check_machine(assembly)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
@@ -189,11 +190,22 @@ def evaluated_rows(
     ]
 
 
+def check_machine(assembly: Assembly) -> tuple[int, int, int]:
+    """The mesh shape on this machine's devices.
+
+    Raises:
+      ConfigError: they do not divide what the config says, or cannot attend as it says.
+    """
+    config = assembly.config
+    attention.check(dataclasses.replace(assembly.model, attention=config.model.attention))
+    return check_devices(config, assembly.model, jax.device_count())
+
+
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     assembly = assemble(config)
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
-    mesh_shape = check_devices(config, assembly.model, jax.device_count())
+    mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
         for note in assembly.notes:

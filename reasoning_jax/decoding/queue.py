@@ -6,6 +6,9 @@ that taking a place is copying some columns of keys and values. Rows that contin
 side by side in the queue, and their prompt is read once. Which place a row gets, and when, changes
 nothing in what it does, since a step works on each row by itself.
 
+When the queue is empty and few rows are left, they go on in a smaller batch: the longest ones end
+alone, and places in which nothing happens cost as much as others.
+
 With rows divided among devices there is one queue, whole on each of them (it is integers), and so
 are the prompts that have been read ahead. What a row did is put away on the device that did it, and
 brought together at the end. Nothing here says what a step does.
@@ -30,6 +33,10 @@ from reasoning_jax.model.cache import Cache
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+
+# Of a device's places, as many as one in so many go on at the end; of fewer than the second number
+# all do, since a smaller batch is then no faster.
+FEW, PLACES_FOR_FEW = 4, 8
 
 State = dict[str, Any]
 Step = Callable[[State], State]
@@ -58,7 +65,9 @@ class Read:
 class Queue:
     """Rows that continue prompts: row q, of the id `row_ids[q]`, prompt q // (Q / N).
 
-    `limit` is a row's action budget; a row of 0 is left out.
+    `limit` is a row's action budget; a row of 0 is left out: it has no action, and what is said of
+    its tokens has no meaning. Of rows behind all others not even prompts are read (but for those
+    that are read together with others).
     """
 
     prompts: Prompts
@@ -116,7 +125,9 @@ def run(
     U = min(N, U + -U % n)
     r = max(1, B // n // 4)
     due = max(1, B // 32)
+    few = B // n // FEW if B // n >= PLACES_FOR_FEW else 0
     every = jax.tree.map(places.replicated, queue)
+    end = jnp.where(every.limit > 0, jnp.arange(Q, dtype=jnp.int32) + 1, 0).max()
 
     def read_from(prompt: jax.Array) -> tuple[jax.Array, Read]:
         """U prompts from this one on, or the last U, and the first of them."""
@@ -133,7 +144,7 @@ def run(
         begin, done = ahead
         at, free = places.free_slots(s["live"], n, r)
         q = places.numbered(free, waits)
-        taken = free & (q < jnp.minimum(Q, (begin + U) * group))
+        taken = free & (q < jnp.minimum(end, (begin + U) * group))
         at = jnp.where(taken, at, B // n)
         out = _put_away(s, out, at)
         q = places.joined(jnp.clip(q, 0, Q - 1))
@@ -149,16 +160,18 @@ def run(
         put = jax.tree.map(lambda old, new: places.put_rows(old, at, new), old, new)
         return kept | put, out, waits + taken.sum(dtype=jnp.int32)
 
+    def many_live(s: State) -> jax.Array:
+        return places.replicated(places.by_part(s["live"], n).sum(1)).max() > few
+
     def body(carry: Any) -> Any:
         s, out, ahead, waits = carry
-        wanted = jnp.minimum(due, Q - waits)
+        wanted = jnp.minimum(due, end - waits)
 
         def goes_on(s: State) -> jax.Array:
-            ended = (~s["live"]).sum()
-            return (ended < B) & ((ended < wanted) | (waits == Q))
+            return jnp.where(waits < end, (~s["live"]).sum() < wanted, many_live(s))
 
         s = lax.while_loop(goes_on, step, s)
-        is_read = (waits < (ahead[0] + U) * group) | (waits == Q)
+        is_read = (waits < (ahead[0] + U) * group) | (waits >= end)
         # A loop of no or one turn: a condition would copy what it returns.
         ahead = lax.fori_loop(
             0, jnp.where(is_read, 0, 1), lambda _, __: read_from(waits // group), ahead
@@ -166,17 +179,21 @@ def run(
         s, out, waits = exchange(s, out, ahead, waits)
         return s, out, ahead, waits
 
-    def waits_or_lives(carry: Any) -> jax.Array:
+    def goes_on_with_all(carry: Any) -> jax.Array:
         s, *_, waits = carry
-        return (waits < Q) | s["live"].any()
+        return (waits < end) | many_live(s)
 
     nothing = jax.tree.map(_zeros, jax.eval_shape(read_from, jnp.int32(0)))
     ahead = (jnp.int32(-U), nothing[1])
     every_place = places.divided(jnp.zeros((n, 1), jnp.int32), rows) + jnp.arange(B // n)[None, :]
     sizes = jax.eval_shape(lambda: _put_away(s, None, every_place))
     out = jax.tree.map(lambda x: _zeros(x, (n * Q, *x.shape[1:])), sizes)
-    carry = lax.while_loop(waits_or_lives, body, (s, out, ahead, jnp.int32(B)))
-    out = _put_away(carry[0], carry[1], every_place)
+    s, out, *_ = lax.while_loop(goes_on_with_all, body, (s, out, ahead, jnp.int32(B)))
+    out = _put_away(s, out, every_place)
+    if few:
+        # What these rows do from here on is put over what they have done so far.
+        s = lax.while_loop(lambda s: s["live"].any(), step, _live_rows(s, n, few))
+        out = _put_away(s, out, every_place[:, :few])
 
     def together(x: jax.Array) -> jax.Array:
         # A row was put away by one part; elsewhere there are zeros.
@@ -244,21 +261,30 @@ def _put_away(s: State, out: State | None, at: Int[Array, "n r"]) -> State:
 
     What is in no place is dropped.
     """
-    n = at.shape[0]
     own = {name: s[name] for name in ("length", "tokens", "depth", "row")}
-    own = {
-        name: places.joined(jax.vmap(lambda x, at: x[at])(places.by_part(x, n), at))
-        for name, x in own.items()
-    }
+    own = {name: places.rows_at(x, at) for name, x in own.items()}
     row = own.pop("row")
     own["token_count"] = own.pop("depth") + 1
     own |= record.read(s, at)
     if out is None:
         return own
+    n = at.shape[0]
     Q = len(out["length"]) // n
     inside = at < len(s["live"]) // n
     where = jnp.where(inside, places.by_part(row, n), Q)
     return {name: places.put_rows(x, where, own[name]) for name, x in out.items()}
+
+
+def _live_rows(s: State, n: int, count: int) -> State:
+    """The state of `count` rows of each part: those that are live, and others if they are fewer."""
+    at, _ = places.free_slots(~s["live"], n, count)
+
+    def rows(x: jax.Array) -> jax.Array:
+        return places.rows_at(x, at)
+
+    rest = {name: x for name, x in s.items() if name not in ("step", "log")}
+    log = {name: record.columns_at(x, at) for name, x in s["log"].items()}
+    return {**jax.tree.map(rows, rest), "step": s["step"], "log": log}
 
 
 def _zeros(like: Any, shape: tuple[int, ...] | None = None) -> jax.Array:

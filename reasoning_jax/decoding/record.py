@@ -95,6 +95,15 @@ def read(s: dict[str, Any], at: Int[Array, "n r"]) -> dict[str, jax.Array]:
     return {name: joined(x) for name, x in out.items()}
 
 
+def columns_at(x: Int[Array, "A B"], at: Int[Array, "n r"]) -> jax.Array:
+    """A log's columns [A, n * r] of each part's slots `at`."""
+    n, lines = at.shape[0], x.shape[0]
+    rows = sharding.axis_of(at, 0)
+    parts = sharding.reshape(x, (lines, n, x.shape[1] // n), sharding.P(None, rows, None))
+    out = jax.vmap(lambda x, at: x[:, at], in_axes=(1, 0), out_axes=1)(parts, at)
+    return sharding.reshape(out, (lines, at.size), sharding.P(None, rows))
+
+
 def completions(s: dict[str, Any]) -> Completions:
     """Of a batch whose rows all began in step 0."""
     counts = jnp.arange(s["log"]["actions"].shape[0])[None, :] < s["length"][:, None]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # Sequences are padded to a multiple of this, so that few shapes are compiled.
 BUCKET = 16
+# So many times the rows that are decoded at a time wait in one queue: few enough for what is kept
+# of each row, and so many that the end, where places stay empty, is short beside the rest.
+QUEUED_BATCHES = 16
 
 
 class PaddedIds(NamedTuple):
@@ -42,7 +45,28 @@ def padded_batches(
     """
     if not sequences:
         return
-    rows = min(batch_rows, len(sequences))
+    yield from _padded(sequences, min(batch_rows, len(sequences)), mesh)
+
+
+def queued_batches(
+    sequences: Sequence[Sequence[int]], group: int, batch_rows: int, mesh: jax.sharding.Mesh
+) -> Iterator[PaddedIds]:
+    """All prompts in order, in queues for a sampler that decodes `batch_rows` at a time.
+
+    Each of them is continued `group` times. Where one batch is not enough, every queue has the
+    shape of a full one, so that another number of prompts is no other program.
+    """
+    if not sequences:
+        return
+    rows = len(sequences)
+    if rows * group > batch_rows:
+        rows = max(1, QUEUED_BATCHES * batch_rows // group)
+    yield from _padded(sequences, rows, mesh)
+
+
+def _padded(
+    sequences: Sequence[Sequence[int]], rows: int, mesh: jax.sharding.Mesh
+) -> Iterator[PaddedIds]:
     rows += -rows % sharding.batch_parts(mesh)
     width = max(map(len, sequences))
     width += -width % BUCKET

@@ -40,6 +40,8 @@ from reasoning_jax.model import latent, readout, transformer
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
+# Controls of thoughts for which each row must have its own prompt, all of them in one batch.
+ALONE = ("other_row", "noise")
 # Folded into a row's key: noise in place of thoughts.
 _NOISE_KEY = 0x7F000000
 
@@ -114,7 +116,7 @@ def _sample(
     if Q % N:
         raise ValueError(f"{Q} rows cannot continue {N} prompts equally often")
     alone = Q == N and not 0 < batch_rows < Q
-    if thinking is not None and not alone and thinking.control in ("other_row", "noise"):
+    if thinking is not None and not alone and thinking.control in ALONE:
         raise ValueError(
             f'the control "{thinking.control}" needs each row with its own prompt, all in one batch'
         )

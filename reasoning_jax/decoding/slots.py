@@ -62,6 +62,11 @@ def joined(x: jax.Array) -> jax.Array:
     return sharding.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), sharding.P(rows, *rest))
 
 
+def rows_at(x: jax.Array, at: Int[Array, "n r"]) -> jax.Array:
+    """Rows [n * r, ...] of `x` [B, ...]: each part's slots `at`."""
+    return joined(jax.vmap(lambda x, at: x[at])(by_part(x, at.shape[0]), at))
+
+
 def put_rows(old: jax.Array, at: Int[Array, "n r"], new: jax.Array) -> jax.Array:
     """`old` [B, ...] with the rows `new` [n * r, ...] in each part's slots `at`.
 

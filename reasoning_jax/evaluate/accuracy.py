@@ -17,39 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
-from reasoning_jax.decoding.contrastive import make_contrastive_sampler
-from reasoning_jax.decoding.rows import PaddedIds, padded_batches, slots_of
-from reasoning_jax.decoding.sampler import ActionIds, Thinking, make_sampler, next_log_probs
+from reasoning_jax.decoding.rows import padded_batches
+from reasoning_jax.decoding.sampler import Thinking
+from reasoning_jax.evaluate.completions import (
+    Completion,
+    Prompt,
+    batch_slots,
+    complete,
+    next_token_log_probs,
+)
 from reasoning_jax.model import latent, readout, transformer
 from reasoning_jax.model.latent import Slots
 from reasoning_jax.vocab import Vocab
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Ids to continue. Nothing at or before index `floor` can be deleted."""
-
-    ids: tuple[int, ...]
-    floor: int
-
-
-@dataclass
-class Completion:
-    """One sampled completion, on the host.
-
-    `text` is what stands behind the floor in the end, without <eos>; `truncated` if a limit ended
-    it; `backspace` the probability of <backspace> before each action.
-    """
-
-    prompt: Prompt
-    actions: list[int]
-    log_probs: list[float]
-    forced: list[bool]
-    text: str
-    truncated: bool
-    backspace: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -78,95 +58,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if samples - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
-
-
-def complete(
-    params: Any,
-    lora: Any,
-    config: ModelConfig,
-    vocab: Vocab,
-    sampling: SamplingConfig,
-    prompts: Sequence[Prompt],
-    key: jax.Array,
-    batch_rows: int,
-    mesh: jax.sharding.Mesh,
-    floor_masked: bool = True,
-    thinking: Thinking | None = None,
-) -> list[Completion]:
-    """Decode one completion a prompt as `sampling` says, in batches of `batch_rows`, in order.
-
-    A completion depends on `key`, its place in `prompts` and its own prompt alone. Unless
-    `floor_masked`, a backspace at the floor is an action, without effect. With `thinking`, each
-    <latent> in a prompt is a thought (under "other_row" one of the prompt before it in its batch).
-    """
-    if not prompts:
-        return []
-    ids = ActionIds.of(vocab, floor_masked)
-    sampler = (
-        make_contrastive_sampler(config, sampling, ids)
-        if sampling.method == "contrastive"
-        else make_sampler(config, sampling, ids, thinking=thinking)
-    )
-    done: list[Completion] = []
-    for batch in padded_batches([p.ids for p in prompts], batch_rows, mesh):
-        chunk = prompts[batch.begin : batch.begin + batch.count]
-        row_ids = np.arange(batch.begin, batch.begin + len(batch.ids), dtype=np.int32)
-        floor = np.full(len(batch.ids), chunk[-1].floor, np.int32)
-        floor[: batch.count] = [p.floor for p in chunk]
-        placed = (sharding.place_rows(x, mesh) for x in (floor, row_ids))
-        more: dict[str, Any] = {}
-        if thinking is not None:
-            more["slots"] = batch_slots(batch, thinking, mesh)
-        out = jax.device_get(sampler(params, batch.ids, batch.length, *placed, key, lora, **more))
-        done += [_to_host(out, i, p, vocab) for i, p in enumerate(chunk)]
-    return done
-
-
-def batch_slots(batch: PaddedIds, thinking: Thinking, mesh: jax.sharding.Mesh) -> Slots | None:
-    """Where the thoughts of a batch of prompts are.
-
-    Raises:
-      ValueError: thoughts of another row are wanted, and there is no other row.
-    """
-    ids, length = jax.device_get((batch.ids, batch.length))
-    if thinking.control == "other_row" and batch.begin + batch.count < 2:
-        raise ValueError('the control "other_row" needs at least 2 prompts')
-    return slots_of(ids, length, thinking.thoughts.latent_id, mesh)
-
-
-def next_token_log_probs(
-    params: Any,
-    lora: Any,
-    config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    key: jax.Array,
-    batch_rows: int,
-    mesh: jax.sharding.Mesh,
-    thinking: Thinking | None = None,
-) -> np.ndarray:
-    """log p of every id behind each prompt, [len(prompts), V]; see `sampler.next_log_probs`."""
-    found = [np.zeros((0, config.vocab_size), np.float32)]
-    for batch in padded_batches(prompts, batch_rows, mesh):
-        row_ids = np.arange(batch.begin, batch.begin + len(batch.ids), dtype=np.int32)
-        slots = batch_slots(batch, thinking, mesh) if thinking is not None else None
-        out = next_log_probs(
-            params, batch.ids, batch.length, sharding.place_rows(row_ids, mesh), key, lora, slots,
-            config=config, thinking=thinking,
-        )  # fmt: skip
-        found.append(np.asarray(jax.device_get(out))[: batch.count])
-    return np.concatenate(found)
-
-
-def _to_host(out: Any, i: int, prompt: Prompt, vocab: Vocab) -> Completion:
-    n, count = int(out.length[i]), int(out.token_count[i])
-    visible = out.tokens[i, prompt.floor + 1 : count].tolist()
-    if visible and visible[-1] == vocab.eos_id:
-        visible.pop()
-    forced = out.forced[i, :n].tolist()
-    return Completion(
-        prompt, out.actions[i, :n].tolist(), out.log_probs[i, :n].tolist(), forced,
-        vocab.decode(visible), any(forced), out.backspace[i, :n].tolist(),
-    )  # fmt: skip
 
 
 def corrupt(
@@ -339,11 +230,11 @@ def evaluate_items(
             group.setdefault(name, Measure()).values.append(value)
 
     def run(
-        prompts: list[Prompt], purpose: int, thinking: Thinking | None = thinking
+        prompts: list[Prompt], purpose: int, thinking: Thinking | None = thinking, samples: int = 1
     ) -> list[Completion]:
         return complete(
             params, lora, config, vocab, sampling, prompts, jax.random.fold_in(key, purpose),
-            batch_rows, mesh, floor_masked, thinking,
+            batch_rows, mesh, floor_masked, thinking, samples,
         )  # fmt: skip
 
     def choose(thinking: Thinking | None, name: str, written: Sequence[Completion]) -> None:
@@ -366,7 +257,7 @@ def evaluate_items(
 
     n = samples_per_problem
     clean = [Prompt(item.prompt, len(item.prompt) - 1) for item in items]
-    completions = run([p for p in clean for _ in range(n)], 0)
+    completions = run(clean, 0, samples=n)
     for i, item in enumerate(items):
         mine = completions[i * n : (i + 1) * n]
         right = [item.is_correct(c.text) for c in mine]

@@ -19,15 +19,13 @@ import numpy as np
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.decoding.rows import padded_batches
 from reasoning_jax.evaluate.accuracy import (
-    Completion,
     Evaluation,
     EvaluationItem,
     Measure,
-    Prompt,
-    complete,
     sample_record,
     visited_backspace,
 )
+from reasoning_jax.evaluate.completions import Completion, Prompt, complete
 from reasoning_jax.evaluate.features import text_features
 from reasoning_jax.evaluate.mauve import mauve
 from reasoning_jax.evaluate.text_metrics import Perplexity, measure_texts, perplexity

@@ -24,10 +24,19 @@ from reasoning_jax.model.visibility import Causal, Dense, Description, visibilit
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-__all__ = ["Causal", "Dense", "Description", "KeyValues", "attend", "attend_within", "choose"]
+__all__ = [
+    "Causal",
+    "Dense",
+    "Description",
+    "KeyValues",
+    "attend",
+    "attend_within",
+    "check",
+    "choose",
+]
 
-# The platforms that a path can run on, where these are not all.
-PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
+# The platform that a path runs on, where that is not any.
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 
 
 @struct.dataclass
@@ -51,24 +60,18 @@ class KeyValues:
         return KeyValues(keys.swapaxes(-3, -2), values.swapaxes(-3, -2), visible)
 
 
-def check(config: ModelConfig, platform: str | None = None) -> None:
-    """Raises ConfigError if `model.attention` cannot run here. Starts a backend to know where it
-    is, unless `platform` says so.
-    """
-    name = config.attention
+def check(config: ModelConfig) -> None:
+    """Raises ConfigError if `model.attention` cannot run here; starts a backend to know where."""
+    name, here = config.attention, jax.default_backend()
     if name not in PLATFORMS:
         return
-    platform = platform or jax.default_backend()
-    if platform not in PLATFORMS[name]:
+    if here != PLATFORMS[name]:
         raise ConfigError(
-            f"model.attention={name!r} runs on {PLATFORMS[name][0]}, this is {platform}; "
-            'set "auto", which takes the best path of each platform'
+            f'model.attention="{name}" runs on a {PLATFORMS[name]}, and this is a {here}; set '
+            '"auto", which takes what each platform has'
         )
-    if name == "cudnn" and config.compute_dtype == "float32":
-        raise ConfigError(
-            'model.attention="cudnn" needs model.compute_dtype="bfloat16" or "float16", '
-            'got "float32"; set "auto" or another compute_dtype'
-        )
+    if name == "cudnn" and (missing := kernels.cudnn_lacks(config)):
+        raise ConfigError(f'model.attention="cudnn" needs {missing}; or set "auto"')
 
 
 def choose(config: ModelConfig, description: Description, columns: int) -> str:
@@ -87,10 +90,8 @@ def choose(config: ModelConfig, description: Description, columns: int) -> str:
             kernels.check_splash(description, columns)
         return config.attention
     platform = jax.default_backend()
-    causal = isinstance(description, Causal)
-    half = config.compute_dtype != "float32"
-    if platform in PLATFORMS["cudnn"] and causal and half and config.head_dim <= 128:
-        return "cudnn"
+    if platform == "gpu" and isinstance(description, Causal) and columns % 2 == 0:
+        return "blockwise" if kernels.cudnn_lacks(config) else "cudnn"
     if platform == "tpu" and kernels.splash_can(description, columns):
         return "splash"
     return "blockwise"

@@ -29,7 +29,7 @@ from reasoning_jax.model.visibility import Dense, Description, Marks, columns_of
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-# Finite, so that a query that sees nothing averages its values instead of making NaN.
+# Finite: no NaN comes of a row or block in which all is masked.
 MASKED = -1e30
 # Queries of a block, and how many runs of blocks have a length of keys of their own.
 BLOCK = 128
@@ -80,6 +80,11 @@ def attend(
     Memory beyond the arguments is O(B N block T), and O(B N T) is kept for the gradient.
     """
     plan = Plan.of(query.shape[1], block, not isinstance(description, Dense))
+    if isinstance(description, Dense):
+        # A query that sees nothing averages all values: as one of zeros that sees all does.
+        sees_any = description.mask.any(-1)
+        query = jnp.where(sees_any[:, :, None, None], query, 0)
+        description = Dense(description.mask | ~sees_any[:, :, None])
     return _attend(plan, query, key, value, Marks(columns_of(query), description))
 
 
@@ -194,9 +199,9 @@ def _block_forward(
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bkts,bkhs->bkth", _rows(weights).astype(v.dtype), v)
-    out = _like(mixed, q) / total.astype(q.dtype)
-    return out, jnp.log(total) + top
+    rows = _rows(weights).astype(v.dtype)
+    mixed = jnp.einsum("bkts,bkhs->bkth", rows, v, preferred_element_type=jnp.float32)
+    return (_like(mixed, q) / total).astype(q.dtype), jnp.log(total) + top
 
 
 def _block_backward(

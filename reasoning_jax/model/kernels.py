@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from reasoning_jax import sharding
-from reasoning_jax.config import ConfigError
+from reasoning_jax.config import ConfigError, ModelConfig
 from reasoning_jax.model.blockwise import SAVED
 from reasoning_jax.model.visibility import Causal, Description, visibility
 
@@ -40,12 +40,25 @@ def jax_attention(
         masks, causal = (visibility(description, query)[:, None],), False
 
     def attend(query: Any, key: Any, value: Any, mask: Any = None) -> jax.Array:
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=causal,
-            implementation=implementation,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+        given: Any = {"mask": mask, "is_causal": causal, "implementation": implementation}
+        return jax.nn.dot_product_attention(query, key, value, **given)
 
     return _on_each_device(attend, query, key, value, *masks)
+
+
+def cudnn_lacks(config: ModelConfig) -> str:
+    """What the GPUs here or the model lack for cuDNN's flash attention; "" if nothing."""
+    if config.compute_dtype not in ("bfloat16", "float16"):
+        return f'model.compute_dtype="bfloat16" or "float16", got "{config.compute_dtype}"'
+    if config.head_dim % 8 or config.head_dim > 128:
+        return f"a multiple of 8 up to 128 as model.head_dim, got {config.head_dim}"
+    # GPUs of other makers have none. The kernels are for Ampere and later.
+    capability = getattr(jax.local_devices()[0], "compute_capability", None)
+    if "cuda" not in jax.local_devices()[0].client.platform_version or capability is None:
+        return "an NVIDIA GPU"
+    if int(capability.split(".")[0]) < 8:
+        return f"a GPU of compute capability 8.0 or later, this one has {capability}"
+    return ""
 
 
 def splash_can(description: Description, columns: int) -> bool:
@@ -93,7 +106,7 @@ def splash(
         scaled = query * jnp.asarray(H**-0.5, query.dtype)
         ids = None if segments is None else kernel.SegmentIds(segments, segments)
         heads_first = (x.swapaxes(1, 2) for x in (scaled, key, value))
-        out = jax.vmap(run)(*heads_first, ids)
+        out: Any = jax.vmap(run)(*heads_first, ids)
         return out.swapaxes(1, 2).astype(query.dtype)
 
     segments = () if description.segments is None else (description.segments,)

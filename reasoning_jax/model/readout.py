@@ -97,15 +97,17 @@ def label_loss(
 
     As `score_labels`, but since the weights of the sum are known, on one device the forward pass of
     a chunk makes its gradient too, while its logits exist: three vocabulary products in place of
-    four. Over several devices every chunk's gradient would be summed between them: there
-    `score_labels` does it.
+    four. It is kept until the backward pass asks for it, [D, V] and as many numbers as `hidden`.
+    Over several devices every chunk's gradient would be summed between them: there `score_labels`
+    does it. No gradient flows through the weights of the sum.
     """
+    weights = lax.stop_gradient(weights)
     if not sharding.one_device():
         scores = score_labels(params, config, hidden, labels)
         return _weighted(scores, weights), lax.stop_gradient(scores)
     chunk = chunk_length(config, *hidden.shape[:2])
     weight = _unembedding(params, config)
-    return _label_loss(chunk, hidden, weight, labels, lax.stop_gradient(weights))
+    return _label_loss(chunk, hidden, weight, labels, weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -161,7 +163,7 @@ def _label_loss_backward(chunk: int, residuals: Any, cotangent: Any) -> Any:
     (d_hidden, d_weight), labels, weights = residuals
     scale = cotangent[0]
     nothing = np.zeros(labels.shape, jax.dtypes.float0)
-    scaled = tuple(g * scale.astype(g.dtype) for g in (d_hidden, d_weight))
+    scaled = tuple((g * scale).astype(g.dtype) for g in (d_hidden, d_weight))
     return *scaled, nothing, jnp.zeros_like(weights)
 
 

@@ -8,7 +8,7 @@ and none of [T, T] ever exists; `Dense` alone is one already. Nothing is attende
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -55,23 +55,16 @@ def sees(queries: Marks, keys: Marks) -> Bool[Array, "B t S"]:
     if isinstance(queries.of, Dense):
         return queries.of.mask
 
-    def pair(name: str) -> tuple[jax.Array, jax.Array]:
-        def get(marks: Any) -> jax.Array:
-            return marks.column if name == "column" else getattr(marks.of, name)
-
-        return get(queries)[:, :, None], get(keys)[:, None, :]
-
-    column, other = pair("column")
-    if isinstance(queries.of, Causal):
-        mask = column >= other
-        if queries.of.segments is None:
-            return mask
-        segment, its = pair("segments")
-        return mask & (segment == its)
-    (time, _), (_, until), (depth, below) = pair("time"), pair("until"), pair("depth")
-    segment, its = pair("segments")
-    live = (other < column) & (time < until) & (below < depth) & (segment == its) & (segment > 0)
-    return live | (column == other)
+    column, other = queries.column[:, :, None], keys.column[:, None, :]
+    if isinstance(queries.of, Live):
+        assert isinstance(keys.of, Live)
+        return queries.of.below(keys.of) | (column == other)
+    mask = column >= other
+    if queries.of.segments is None:
+        return mask
+    assert isinstance(keys.of, Causal)
+    assert keys.of.segments is not None
+    return mask & (queries.of.segments[:, :, None] == keys.of.segments[:, None, :])
 
 
 def columns_of(x: Float[Array, "B T *rest"]) -> Int[Array, "B T"]:

@@ -123,7 +123,10 @@ class MatchedSource:
         sampling = SamplingConfig(
             temperature=config.replay.temperature, max_actions=max(1, T - shortest)
         )
-        sample = make_sampler(self._model, sampling, self._ids, self._noise)
+        # As many at a time as a batch has rows: more would be more memory than a step needs.
+        sample = make_sampler(
+            self._model, sampling, self._ids, self._noise, batch_rows=config.train.batch_rows
+        )
         arrays = (floor, np.arange(n, dtype=np.int32), T - given)
         floors, row_ids, limit = (sharding.place_rows(a, self._mesh) for a in arrays)
         out = sample(

@@ -273,7 +273,7 @@ class Checkpoints:
         """Everything in a step, on the host: {item: tree of numpy arrays, or JSON values}. Needs no
         devices like those that saved it. Raises CheckpointError.
         """
-        self._require(step)
+        self.require(step)
         findings = self.verify(step)
         if findings and manifest.exists(self._path(step)):
             self.damaged = {step: findings}
@@ -291,8 +291,12 @@ class Checkpoints:
             raise CheckpointError(reason) from error
         return out
 
-    def _require(self, step: int | None, before: int | None = None) -> list[int]:
-        """The complete steps (below `before`): some, and `step` among them."""
+    def require(self, step: int | None, before: int | None = None) -> list[int]:
+        """The complete steps (below `before`): some, and `step` among them.
+
+        Raises:
+          CheckpointError: there are none, or not that one.
+        """
         steps = [n for n in self.steps() if before is None or n < before]
         if not steps:
             below = "" if before is None else f" before step {before}"
@@ -307,7 +311,7 @@ class Checkpoints:
         self, step: int | None, items: dict[str, Any], before: int | None = None
     ) -> tuple[Any, int]:
         """The items of a step, or of the newest that is intact, and the step."""
-        steps = self._require(step, before)
+        steps = self.require(step, before)
         # A step that was asked for is that step, or nothing.
         wanted = steps[::-1] if step is None else [step]
         self.damaged = {}

@@ -30,11 +30,13 @@ _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGST
 _ERRORS = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}
 _NUMBERS = ("nan", "inf")
 _KINDS = (*_SIGNALS, *_ERRORS, "hang", *_NUMBERS)
-# In the order of a run: a batch is made, a step dispatched; a save copies the state (save), its
-# files are written beside the next steps (write), hashed (seal), renamed (commit), checked and read
-# again (committed), and old steps are deleted (prune).
+# In the order of a run: a batch is made, a step dispatched, a row of metrics logged, the state
+# evaluated; a save copies the state (save), its files are written beside the next steps (write),
+# hashed (seal), renamed (commit), checked and read again (committed), and old steps are deleted
+# (prune).
 _IO_SITES = ("save", "write", "seal", "commit", "committed", "prune")
-_SITES = ("data", "step", "evaluate", *_IO_SITES)
+_WRITING_SITES = ("evaluate", "log", *_IO_SITES)
+_SITES = ("data", "step", *_WRITING_SITES)
 _NUMBER_SITES = ("loss", "grad")
 _FAULT = re.compile(r"([a-z]+)@([a-z]+):(\d{1,9})(?:\+(\d{1,6}))?")
 
@@ -112,7 +114,7 @@ def _parse(text: str) -> Fault:
         raise ConfigError(
             f"--faults: unknown kind {kind!r} in {show(text)}{nearest_name(kind, _KINDS)}"
         )
-    sites = _NUMBER_SITES if kind in _NUMBERS else _IO_SITES if kind in _ERRORS else _SITES
+    sites = _NUMBER_SITES if kind in _NUMBERS else _WRITING_SITES if kind in _ERRORS else _SITES
     if site not in sites:
         raise ConfigError(
             f"--faults: {kind} cannot happen at {site!r}; it can at {', '.join(sites)}"

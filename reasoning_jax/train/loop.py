@@ -22,6 +22,7 @@ import numpy as np
 from reasoning_jax.config import Config, ConfigError, ModelConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
+from reasoning_jax.durable import DISK_ERRORS
 from reasoning_jax.train import nonfinite
 from reasoning_jax.train.checkpoint import (
     CheckpointError,
@@ -142,7 +143,8 @@ def train(run: Run, quiet: bool = False) -> int:
     """Train from the newest checkpoint (or the start) to `train.steps`. Returns an exit code.
 
     Raises:
-      CheckpointError: none is usable, or saving failed time and again.
+      CheckpointError: none is usable, saving failed time and again, or what is written beside the
+        checkpoints failed once.
       Diverged: too many steps in a row had a NaN or Inf.
     """
     config = run.config.train
@@ -157,9 +159,18 @@ def train(run: Run, quiet: bool = False) -> int:
     ):
         loop = _Loop(run, checkpoints, watchdog, compiled, quiet)
         try:
-            return loop.go(preemption)
-        finally:
-            loop.writer.close()
+            try:
+                return loop.go(preemption)
+            finally:
+                loop.writer.close()
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            checkpoints.wait()
+            raise CheckpointError(
+                f"{run.workdir} cannot be written: {error}; {loop.newest()}. Mend the disk and run "
+                "again"
+            ) from error
 
 
 def next_batch(run: Run, state: TrainState) -> tuple[TrainState, Batch]:
@@ -188,6 +199,9 @@ class _Loop:
         self.state, meta = restore_if_any(checkpoints, run, _warn)
         self.sums = MetricSums(meta.get("unfinished_metrics"))
         self.start = int(self.state.step)
+        if not self.start:
+            checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            _check_room(checkpoints.folder, self.state, run.source.arrays())
         self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet)
         self.guard = NonfiniteGuard(
             run.workdir, self.config.skipped_steps_limit, self.writer.say,
@@ -200,9 +214,6 @@ class _Loop:
         self.batch: Any = None
         if self.start:
             self.writer.say(f"resumed from step {self.start} of {checkpoints.folder}")
-        else:
-            checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            _check_room(checkpoints.folder, self.state, run.source.arrays())
 
     def go(self, preemption: Preemption) -> int:
         config, faults = self.config, self.run.faults
@@ -301,6 +312,7 @@ class _Loop:
             with self.watch.measure("hash"):
                 row["state_hash"] = "-".join(of_state(self.state).values())
         times = {**self.watch.finish(), **self.compiled.counts()}
+        run.faults.reach("log", step)
         if self.checkpoints.failed_in_a_row:
             times["failed_saves"] = self.checkpoints.failed_in_a_row
         self.writer.write({**row, "time": {**times, **self.rate.measure(tokens, times)}})

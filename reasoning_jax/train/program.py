@@ -48,7 +48,12 @@ def make_program(
     thoughts: Thoughts | None = None,
     faults: FaultPlan = NO_FAULTS,
 ) -> Program:
-    """Raises ConfigError for patterns that match nothing and objectives that cannot be."""
+    """How training attends is said by the config (`model.attention`), whatever the model says.
+
+    Raises:
+      ConfigError: patterns that match nothing, objectives that cannot be.
+    """
+    model = dataclasses.replace(model, attention=config.model.attention)
     specs = states.state_specs(config, model)
     trained = states.trained_paths(config, specs)
     flat = spec.flatten(specs)

@@ -95,7 +95,8 @@ def counted(monkeypatch):
 def test_experiments_are_found_by_name(here):
     # Catches: files of the checkout alone, or of the folder alone; a path for a name.
     assert experiment_file("tiny/exp").resolve() == here
-    assert experiment_file("sequencematch/text").is_file()
+    if (reproduce._CHECKOUT / "configs").is_dir():  # not where a wheel is installed
+        assert experiment_file("sequencematch/text").is_file()
     with pytest.raises(ConfigError, match="no experiment 'tiny/exq'; did you mean tiny/exp"):
         experiment_file("tiny/exq")
     for name in ("exp", "", "../configs/tiny/exp", "tiny/exp.py", "x" * 5000):

@@ -7,7 +7,7 @@ import pytest
 
 from reasoning_jax.commands.sample import printable, read_prompts, strike_out
 from reasoning_jax.config import ConfigError
-from reasoning_jax.evaluate.accuracy import Completion, Prompt
+from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.vocab import ByteCodec, CharCodec, WordCodec, make_vocab
 from tests import oracle
 

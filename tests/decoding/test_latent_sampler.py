@@ -14,14 +14,15 @@ from reasoning_jax.config import SamplingConfig
 from reasoning_jax.config_objectives import THOUGHT_CONTROLS
 from reasoning_jax.decoding.rows import padded_batches, slots_of
 from reasoning_jax.decoding.sampler import (
+    ALONE,
     ActionIds,
     Thinking,
     action_log_probs,
     make_sampler,
     next_log_probs,
 )
-from reasoning_jax.evaluate import accuracy
-from reasoning_jax.evaluate.accuracy import Prompt
+from reasoning_jax.evaluate import accuracy, completions
+from reasoning_jax.evaluate.completions import Prompt
 from reasoning_jax.model import latent, readout, spec, transformer
 from reasoning_jax.vocab import CharCodec, make_vocab
 from tests import oracle
@@ -228,6 +229,43 @@ def test_backspaces_behind_thoughts(params, mesh):
     assert again > 2, "too few rows came back to their last thought to mean anything"
 
 
+def test_thoughts_come_through_the_queue(params, mesh):
+    """Three rows a prompt, which is thought once, against a batch in which each thinks for itself.
+
+    Catches: slots or last thoughts of another prompt, columns of thoughts left behind in reading.
+    """
+    sampler = functools.partial(
+        make_sampler, MODEL, SamplingConfig(max_actions=A), ActionIds.of(VOCAB), thinking=THINKING
+    )
+    floors = np.array([len(p) - 1 for p in PROMPTS])
+    key, found = jax.random.key(4), []
+    for times, rows in ((1, 5), (3, 0)):
+        prompts = [p for p in PROMPTS for _ in range(times)]
+        (ids, length, _), slots = arguments(prompts, mesh)
+        floor, row_ids = jnp.asarray(np.repeat(floors, times)), jnp.arange(len(PROMPTS) * 3)
+        out = sampler(batch_rows=rows)(
+            params, ids, length, floor, row_ids, key, None, None, slots
+        )  # fmt: skip
+        found.append(jax.device_get(out))
+    got, want = found
+    np.testing.assert_array_equal(got.actions, want.actions)
+    np.testing.assert_array_equal(got.token_count, want.token_count)
+    np.testing.assert_allclose(got.log_probs, want.log_probs, atol=3e-5)
+    np.testing.assert_allclose(got.backspace, want.backspace, atol=1e-5)
+    assert len(np.unique(want.length)) > 3
+
+
+@pytest.mark.parametrize("control", ALONE)
+def test_controls_that_need_mates_are_refused_in_a_queue(params, mesh, control):
+    (ids, length, rows), slots = arguments(PROMPTS, mesh)
+    sampler = make_sampler(
+        MODEL, SamplingConfig(max_actions=A), ActionIds.of(VOCAB),
+        thinking=Thinking(THOUGHTS, control), batch_rows=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f'control "{control}" needs each row'):
+        sampler(params, ids, length, length - 1, rows, jax.random.key(0), None, None, slots)
+
+
 def test_a_row_does_not_depend_on_the_thoughts_of_its_mates(params, mesh):
     """The same shapes with other mates: one with more thoughts, ones without."""
     floors = [len(p) - 1 for p in PROMPTS * 3]
@@ -250,7 +288,7 @@ def test_greedy_completions_are_those_of_the_recomputation(params, mesh):
     sampling = SamplingConfig(max_actions=4, temperature=0.0)
     prompts = [Prompt(tuple(p), len(p) - 1) for p in PROMPTS[:7]]
     with jax.set_mesh(mesh):
-        done = accuracy.complete(
+        done = completions.complete(
             placed(params, mesh), None, MODEL, VOCAB, sampling, prompts, jax.random.key(0), 4, mesh,
             thinking=THINKING,
         )  # fmt: skip
@@ -303,11 +341,13 @@ def test_thoughts_of_another_row_need_one(mesh):
     thinking = Thinking(THOUGHTS, "other_row")
     (alone,) = padded_batches(PROMPTS[:1], 4, mesh)
     with pytest.raises(ValueError, match="at least 2 prompts"):
-        accuracy.batch_slots(alone, thinking, mesh)
+        completions.batch_slots(alone, thinking, mesh)
     *_, last = padded_batches(PROMPTS[:5], 4, mesh)
     assert (last.begin, last.count) == (4, 1)
     assert np.asarray(last.ids)[-1, : last.length[-1]].tolist() == PROMPTS[3]
-    assert accuracy.batch_slots(last, thinking, mesh).count.tolist()[-1] == PROMPTS[3].count(LATENT)
+    assert completions.batch_slots(last, thinking, mesh).count.tolist()[-1] == PROMPTS[3].count(
+        LATENT
+    )
 
 
 def test_the_probability_of_a_backspace_behind_thoughts(params, mesh, want):
@@ -338,7 +378,7 @@ def test_a_mesh_changes_nothing(params, control):
     for m in (one, mesh):
         with jax.set_mesh(m):
             found.append(
-                accuracy.next_token_log_probs(
+                completions.next_token_log_probs(
                     placed(params, m), None, MODEL, PROMPTS, jax.random.key(0), 8, m, thinking
                 )
             )

@@ -11,23 +11,23 @@ import pytest
 
 from reasoning_jax import sharding
 from reasoning_jax.config import SamplingConfig
-from reasoning_jax.evaluate import accuracy
+from reasoning_jax.evaluate import accuracy, completions
 from reasoning_jax.evaluate.accuracy import (
-    Completion,
     EvaluationItem,
     Measure,
-    Prompt,
     backspace_probability,
-    complete,
     corrupt,
     evaluate_items,
     pass_at_k,
 )
+from reasoning_jax.evaluate.completions import Completion, Prompt, complete
 from reasoning_jax.model import readout, spec, transformer
 from reasoning_jax.report import replay
 from reasoning_jax.vocab import ByteCodec, CharCodec, WordCodec, make_vocab
 from tests import oracle
 from tests.small import LLAMA, apply, init
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 VOCAB = make_vocab(CharCodec("0123456="))
 BACK, EOS, EQUALS = VOCAB.backspace_id, VOCAB.eos_id, 7
@@ -150,8 +150,8 @@ def test_completions_are_in_order_and_depend_on_nothing_but_their_place(mesh):
     want = run(prompts, 2)
     assert [c.prompt for c in want] == prompts
     assert len({tuple(c.actions) for c in want}) > 5
-    # 25 prompts in batches of 16: the second has 7 filler rows.
-    more = run([*prompts, *[Prompt((1,) * 20, 3)] * 3, *[Prompt((1,), 0)] * 2, *prompts], 16)
+    # 25 prompts in one batch; the 10 came from a queue whose other 22 are filler.
+    more = run([*prompts, *[Prompt((1,) * 20, 3)] * 3, *[Prompt((1,), 0)] * 2, *prompts], 32)
     for c, other in zip(want, more):
         assert (other.actions, other.text) == (c.actions, c.text)
     assert [c.prompt for c in more[15:]] == prompts
@@ -164,6 +164,47 @@ def test_completions_are_in_order_and_depend_on_nothing_but_their_place(mesh):
         assert c.truncated == any(c.forced)
         assert len(c.actions) == len(c.log_probs) == len(c.forced)
     assert run([], 4) == []
+
+
+def test_queues_have_one_shape_and_the_samples_of_one_batch(mesh, monkeypatch):
+    """Of 43 prompts and of 4, 3 samples each, 2 rows at a time in queues of 30, against one batch.
+
+    Catches: row ids that count within a queue, or prompts; a prompt with another's samples; filler
+    that is decoded; a shape for every number of prompts.
+    """
+    group, shapes, budgets = 3, set(), []
+    original = completions.make_sampler
+
+    def watched(*arguments, **options):
+        sampler = original(*arguments, **options)
+
+        def sample(params, prompts, length, floor, row_ids, key, lora, limit):
+            shapes.add((prompts.shape, row_ids.shape))
+            budgets.append(np.asarray(limit))
+            return sampler(params, prompts, length, floor, row_ids, key, lora, limit)
+
+        return sample
+
+    rng = np.random.default_rng(1)
+    prompts = [Prompt(tuple(rng.integers(0, 8, n + 1).tolist()), n // 2) for n in range(15)] * 3
+    params = place(init(MODEL), mesh)
+
+    def run(n, rows):
+        with jax.set_mesh(mesh):
+            key = jax.random.fold_in(jax.random.key(1), 0)
+            return complete(
+                params, None, MODEL, VOCAB, SAMPLING, prompts[:n], key, rows, mesh,
+                samples_per_prompt=group,
+            )  # fmt: skip
+
+    want = run(43, 43 * group)
+    assert [c.prompt for c in want] == [p for p in prompts[:43] for _ in range(group)]
+    monkeypatch.setattr(completions, "make_sampler", watched)
+    for n in (43, 4):
+        for c, other in zip(run(n, 2), want[: n * group], strict=True):
+            assert (c.prompt, c.actions, c.text) == (other.prompt, other.actions, other.text)
+    assert shapes == {((10, 16), (30,))}
+    assert sum(int((b > 0).sum()) for b in budgets) == 47 * group
 
 
 # ---- corruption
@@ -341,7 +382,7 @@ def test_recovery_from_more_wrong_tokens_is_measured_beside(mesh):
 def test_at_the_floor_there_is_no_backspace_or_one_without_effect(mesh):
     # Catches: floor_masked lost on the way to the sampler.
     wants_to_delete = {None: BACK}
-    result = evaluate(wants_to_delete, mesh, corrupt_tokens=0, floor_masked=False)
+    result = evaluate(wants_to_delete, mesh, corrupt_tokens=0, floor_masked=False, batch_rows=6)
     got = values(result)
     assert (got["backspaces_per_completion"], got["truncated"]) == (5, 1)
     assert "backspace_model" not in got, "no state above the floor was visited"
@@ -355,7 +396,12 @@ def test_completions_are_judged_as_answers_to_their_own_problem(mesh):
     # Catches: samples dealt to problems in the wrong order, or saved beside another problem.
     chosen = [dataclasses.replace(item, prompt=item.prompt[:2]) for item in items(4, "3")]
     result = evaluate(
-        {0: 3, 1: 4, None: EOS}, mesh, chosen, samples_per_problem=3, corrupt_tokens=0
+        {0: 3, 1: 4, None: EOS},
+        mesh,
+        chosen,
+        samples_per_problem=3,
+        corrupt_tokens=0,
+        batch_rows=12,
     )
     assert result.metrics["exact_match"].values == [1, 0, 0, 1]
     assert [(s["question"], s["text"]) for s in result.samples] == [
@@ -371,7 +417,9 @@ def test_means_are_over_problems_and_pass_at_k_over_their_samples(mesh):
     Catches: completions dealt to the wrong problem, a standard error over samples.
     """
     half = {EQUALS: {3: 0.5, 5: 0.5}, 3: 4, 4: EOS, 5: EOS, None: BACK}
-    result = evaluate(half, mesh, items(8), samples_per_problem=4, ks=(1, 2, 4), corrupt_tokens=0)
+    result = evaluate(
+        half, mesh, items(8), samples_per_problem=4, ks=(1, 2, 4), corrupt_tokens=0, batch_rows=32
+    )
     hits = [round(4 * v) for v in result.metrics["exact_match"].values]
     assert len(hits) == 8
     assert len(set(hits)) > 2

@@ -10,7 +10,7 @@ import pytest
 
 from reasoning_jax import sharding
 from reasoning_jax.config import SamplingConfig
-from reasoning_jax.evaluate.accuracy import Completion, Prompt
+from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.evaluate.generation import (
     FeatureModel,
     evaluate_text,

@@ -19,6 +19,8 @@ from reasoning_jax.train.program import fresh_state, make_program
 from tests import oracle
 from tests.small import matching_run
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 T = 16
 
 
@@ -141,7 +143,9 @@ def test_when_rollouts_are_drawn(mesh, monkeypatch, refresh, every, drawn):
     _, source, state = parts(config, mesh)
     keys = []
 
-    def fake(*_):
+    def fake(*_, batch_rows):
+        assert batch_rows == 8
+
         def sample(params, prompts, given, floor, row_ids, key, lora, limit):
             n, A = prompts.shape[0], T - 1
             eos = np.full((n, A), source._ids.eos, np.int32)
@@ -193,7 +197,7 @@ def test_the_sampler_gets_the_sections_values(mesh, monkeypatch):
     class Stop(Exception):
         pass
 
-    def fake(model, sampling, ids, noise):
+    def fake(model, sampling, ids, noise, batch_rows):
         def sample(*arguments):
             calls.append((model, sampling, ids, noise, arguments))
             raise Stop
@@ -313,6 +317,29 @@ def test_a_rollout_depends_on_its_own_prompt_and_place_alone(mesh, monkeypatch):
             for name in ("actions", "labels", "length", "given"):
                 np.testing.assert_array_equal(source.arrays()[name][i], other.arrays()[name][i])
     assert 3 < kept < 14
+
+
+def test_a_refresh_of_more_rollouts_than_a_batch_decodes_a_batch_at_a_time(mesh, monkeypatch):
+    """20 rollouts, 8 at a time, are those of one batch of 20.
+
+    Catches: a queue whose rows come back in another order, or with budgets of other rows.
+    """
+    config = matching_run(
+        replay={"refresh_rollouts": 20, "capacity_rollouts": 20, "prefix_tokens": 2}
+    )
+    _, source, state = parts(config, mesh)
+    source.refresh(state, 2)
+    original, asked = matched.make_sampler, []
+
+    def at_once(*arguments, batch_rows):
+        asked.append(batch_rows)
+        return original(*arguments, batch_rows=0)
+
+    monkeypatch.setattr(matched, "make_sampler", at_once)
+    _, other, _ = parts(config, mesh)
+    other.refresh(state, 2)
+    assert asked == [8]
+    equal(source.arrays(), other.arrays())
 
 
 def test_rollouts_are_those_of_the_parameters_of_their_time(mesh):

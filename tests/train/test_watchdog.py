@@ -5,6 +5,7 @@ import time
 import pytest
 
 from reasoning_jax.config import WatchdogConfig
+from reasoning_jax.train import watchdog
 from reasoning_jax.train.watchdog import STUCK, Watchdog
 from tests.faults import harness
 
@@ -53,6 +54,20 @@ def test_a_run_that_gets_on_is_left_alone(tmp_path):
         dog.begin("step", 13)
         dog._heard("/jax/core/compile/jaxpr_trace_duration", 0.1)
         assert dog.limit_s() == 0.6
+    assert not left
+
+
+def test_time_in_which_the_process_stood_still_is_not_its_own(tmp_path, monkeypatch):
+    """As after SIGSTOP, or a laptop's sleep. Catches: a run that is ended when it wakes up."""
+    now, slept = time.monotonic, 0.0
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now() + slept)
+    dog, left = watched(tmp_path, step_s=2.0)
+    with dog:
+        dog.begin("step", 1)
+        time.sleep(0.7)
+        slept = 100.0
+        time.sleep(0.7)
+        assert dog._since > now() + 90
     assert not left
 
 
