@@ -296,10 +296,9 @@ def test_decoding_turns_every_projection_and_nothing_else():
         for layer in layers
     ]
     assert turned == [7, 7]
-    np.testing.assert_array_equal(
-        layers[1]["attention"]["query"].matrix,
-        params["layers"]["attention"]["query"][1].reshape(16, -1).T,
-    )
+    for name, inputs in (("query", 16), ("output", 4 * 4)):
+        want = params["layers"]["attention"][name][1].reshape(inputs, -1).T
+        np.testing.assert_array_equal(layers[1]["attention"][name].matrix, want)
     assert isinstance(params["layers"]["attention"]["query"], jax.Array)
 
 
