@@ -6,7 +6,6 @@ python -m benchmarks.speed_ours THREADS
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -319,7 +318,7 @@ WORKS: dict[str, Callable[..., worker.Run]] = {
 def main() -> None:
     keep_freed_memory()
     jax.set_mesh(sharding.make_mesh())
-    hello = {"jax": jax.__version__, "devices": str(jax.devices()), "load": os.getloadavg()}
+    hello = {"jax": jax.__version__, "devices": str(jax.devices())}
     worker.serve(WORKS, hello)
 
 

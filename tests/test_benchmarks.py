@@ -292,14 +292,15 @@ def test_arms_that_do_not_do_the_same_work_are_refused(modules, other, message):
 LLAMA = {"vocab": 32, "width": 16, "layers": 1, "heads": 2, "inner": 16}
 TINY = {
     "training": {"batch": 2, "length": 8},
-    "sampling": {"batch": 3, "prompt": 4, "new_tokens": 5},
+    # As large as group, so that one program serves both.
+    "sampling": {"batch": 6, "prompt": 4, "new_tokens": 3},
     "queue": {"rows": 6, "batch": 2, "prompt": 3, "median": 4, "p90": 6, "most": 7},
-    "group": {"prompts": 2, "completions": 3, "prompt": 4, "new_tokens": 2},
+    "group": {"prompts": 2, "completions": 3, "prompt": 4, "new_tokens": 3},
     "loss": {"batch": 2, "length": 8, "width": 8, "vocab": 2100},
     "safety": {"batch": 2, "length": 8, "steps": 3},
 }
 # The tokens of a run.
-WORK = {"training": 16, "sampling": 15, "group": 12, "loss": 16, "safety": 48}
+WORK = {"training": 16, "sampling": 18, "group": 18, "loss": 16, "safety": 48}
 
 
 @pytest.fixture(scope="module")
