@@ -23,6 +23,8 @@ test: $(READY)
 	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 # What users of the package get: a wheel in an environment of its own, tested from outside the tree.
+# WHEEL_TESTS says which tests, by default all.
+WHEEL_TESTS ?=
 test-wheel:
 	rm -rf build
 	$(PYTHON) -m venv build/venv
@@ -31,7 +33,7 @@ test-wheel:
 	build/venv/bin/pip install --quiet --no-deps build/dist/*.whl
 	venv=$$PWD/build/venv && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
 	  cp -R tests configs docs benchmarks *.md LICENSE Makefile pyproject.toml "$$outside" && \
-	  cd "$$outside" && "$$venv/bin/python" -m pytest $(TEST_PROCESSES)
+	  cd "$$outside" && "$$venv/bin/python" -m pytest $(TEST_PROCESSES) $(WHEEL_TESTS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

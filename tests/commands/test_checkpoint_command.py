@@ -12,7 +12,7 @@ from tests.small import tiny_run
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, unoptimised):
     folder = tmp_path_factory.mktemp("run") / "run"
     config = tiny_run(
         train={"steps": 4, "checkpoint_every_steps": 2, "evaluate_every_steps": 0},
