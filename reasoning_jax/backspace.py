@@ -182,8 +182,7 @@ def collapse(
     T = actions.shape[1]
     inside = jnp.arange(T)[None, :] < length[:, None]
     # A start row of depth 0 in front makes this the packing of a one-segment row.
-    pad = jnp.zeros_like(actions[:, :1])
-    shifted = jnp.concatenate([pad, jnp.where(inside, actions, backspace_id)], axis=1)
+    shifted = jnp.pad(jnp.where(inside, actions, backspace_id), ((0, 0), (1, 0)))
     ones = jnp.ones_like(shifted)
     depth, push = depths(shifted, ones, jnp.zeros_like(shifted), backspace_id)
     at_end = jnp.arange(T + 1)[None, :] <= length[:, None]
@@ -257,7 +256,7 @@ def draw_noise(
 
 def _starts(segments: jax.Array) -> jax.Array:
     """True at the first row of each segment and at every padding row (each its own island)."""
-    previous = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1)
+    previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
     return (segments != previous) | (segments == 0)
 
 

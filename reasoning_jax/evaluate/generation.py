@@ -154,7 +154,7 @@ def _next_log_prob_impl(
 ) -> tuple[jax.Array, jax.Array]:
     positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1])[None, :]
     out = transformer.apply(params, config, tokens, positions=positions, lora=lora)
-    labels = jnp.concatenate([tokens[:, 1:], jnp.zeros_like(tokens[:, :1])], axis=1)
+    labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     deleting = (
         jnp.zeros_like(tokens) if backspace_id is None else jnp.full_like(tokens, backspace_id)
     )

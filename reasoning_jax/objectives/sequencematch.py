@@ -326,7 +326,7 @@ class _Parts:
         logit = jnp.where(used, rows.logit.astype(dtype), 0.0)
         if settings.terminal == "none":
             value = jnp.where(rows.terminal, 0.0, value)
-        following = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
+        following = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))
         self.rows, self.settings = rows, settings
         self.weight = jnp.power(
             jnp.asarray(gamma, dtype), jnp.where(used, rows.time, 0).astype(dtype)

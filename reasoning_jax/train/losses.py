@@ -45,7 +45,7 @@ class States:
 def causal_positions(segments: jax.Array) -> jax.Array:
     """Position of each token within its segment, [B, T], for rows without backspaces."""
     row = jnp.arange(segments.shape[1])[None, :]
-    previous = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1)
+    previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
     starts = jnp.where(segments != previous, row, 0)
     return row - jax.lax.cummax(starts, axis=1)
 
@@ -402,7 +402,7 @@ def trajectory_rows(
     before that are no part of the trajectory.
     """
     segments = batch.segments
-    following = jnp.concatenate([segments[:, 1:], jnp.zeros_like(segments[:, :1])], axis=1)
+    following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
     real = segments > 0
     terminal = real & (segments != following)
     time = causal_positions(segments)
