@@ -116,6 +116,32 @@ def test_a_hidden_state_of_one_feature(monkeypatch):
     assert float(metrics["steps_skipped"].value) == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_thought_of_one_feature(monkeypatch, value):
+    """Catches: a check that only sees what a stage without thoughts computes."""
+    from reasoning_jax.model import latent
+
+    original = latent.thought_of
+
+    def broken(params, model, thoughts, residual):
+        x = original(params, model, thoughts, residual)
+        return jnp.where(jnp.arange(x.shape[-1]) == 3, value, x).astype(x.dtype)
+
+    config = thinking_run(latent={"stage_steps": (1, 4, 1)})
+    assembly, program, state, _, mesh = parts(config)
+    with jax.set_mesh(mesh):
+        source = command.make_source(assembly, mesh)
+        batches = [source.next(state) for _ in range(2)]
+    whole, _ = step_with(program, state, batches[1], mesh)
+    assert bits(whole.params) != bits(state.params)
+    monkeypatch.setattr(latent, "thought_of", broken)
+    after, metrics = step_with(program, state, batches[1], mesh)
+    assert assembly.thoughts is not None
+    assert (np.asarray(batches[1].actions) == assembly.thoughts.latent_id).any()
+    assert bits((after.params, after.opt_state)) == bits((state.params, state.opt_state))
+    assert float(metrics["steps_skipped"].value) == 1
+
+
 def test_an_update_that_overflows():
     """Finite gradients, an update that is not: 0 / 0 with eps=0."""
     _, program, state, batch, mesh = parts(tiny_run(optimizer={"eps": 0.0, "clip_norm": 0.0}))
