@@ -55,7 +55,12 @@ def test_a_contrast_does_not_depend_on_which_choice_comes_first(form):
     [
         ({}, 0.85, 0.99),
         ({"family": "mirrored", "min_hops": 3, "max_hops": 3}, 0.44, 0.56),
-        ({"n_nodes": 14, "max_hops": 3, "even_depth": True, "form": "fused"}, 0.44, 0.56),
+        pytest.param(
+            {"n_nodes": 14, "max_hops": 3, "even_depth": True, "form": "fused"},
+            0.44,
+            0.56,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_depth_answers_fitted_questions_and_nothing_answers_even_ones(dials, low, high):
