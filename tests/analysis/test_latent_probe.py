@@ -201,8 +201,7 @@ def test_text_candidates_are_concepts_as_subjects_and_names_have_no_value(one_de
 def test_what_is_written_is_judged_and_put_into_a_category(kind):
     subject, cases = kind
     sampling = config_lib.SamplingConfig(max_actions=6)
-    # Each number of thoughts is another program; without any, all kinds are sampled alike.
-    for k in (0, 2) if subject.staged.alone else (2,):
+    for k in (0, 2):
         outcomes = lp.answers(subject, cases, k, sampling, KEY)
         assert len(outcomes) == len(cases)
         for case, outcome in zip(cases, outcomes):
