@@ -37,7 +37,7 @@ from reasoning_jax.decoding.actions import (
     action_log_probs,
     allowed_actions,
 )
-from reasoning_jax.model import attention, readout, transformer
+from reasoning_jax.model import attention, decoding_weights, readout, transformer
 from reasoning_jax.model import cache as kv
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _search(
     state["top"] = jnp.where(at_top, read.hidden, 0).sum(1)
     state["context"] = jnp.pad(_unit(read.hidden), ((0, 0), (0, slots - P), (0, 0)))
 
-    params = transformer.unstacked(params)
+    params = decoding_weights.unstacked(params)
     # A candidate sees the context and itself.
     own = attention.Dense(jnp.broadcast_to(jnp.eye(k, dtype=bool), (B, k, k)))
 

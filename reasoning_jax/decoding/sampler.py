@@ -35,7 +35,7 @@ from reasoning_jax.decoding.actions import (
     replaced,
 )
 from reasoning_jax.model import cache as kv
-from reasoning_jax.model import latent, readout, transformer
+from reasoning_jax.model import decoding_weights, latent, readout, transformer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -148,7 +148,7 @@ def make_step(
     """
     V, A = config.vocab_size, sampling.max_actions
     new_tokens = sampling.max_new_tokens or A
-    params = transformer.unstacked(params)
+    params = decoding_weights.unstacked(params)
     if draw is None:
         draw = _argmax if sampling.temperature == 0 else _categorical
 

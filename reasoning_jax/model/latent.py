@@ -35,7 +35,7 @@ from jax import lax
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import cache as kv
-from reasoning_jax.model import transformer
+from reasoning_jax.model import decoding_weights, transformer
 from reasoning_jax.model.attention import Causal, KeyValues
 from reasoning_jax.model.cache import Cache
 from reasoning_jax.model.lora import Lora
@@ -342,7 +342,7 @@ def think(
     """
     P = prompts.shape[1]
     cache, out = transformer.prefill(params, config, prompts, room, lora)
-    params = transformer.unstacked(params)
+    params = decoding_weights.unstacked(params)
     first, count, n = slots.first, slots.count, slots.n
     at = (jnp.arange(P)[None, :] == first[:, None] - 1)[..., None]
     state = jnp.where(at, out.residual, 0).sum(1)

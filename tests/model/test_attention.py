@@ -14,7 +14,7 @@ from reasoning_jax import backspace, sharding
 from reasoning_jax.config import ConfigError, ModelConfig, ObjectiveConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.decoding.sampler import ActionIds
-from reasoning_jax.model import attention, blockwise, kernels, transformer
+from reasoning_jax.model import attention, blockwise, decoding_weights, kernels, transformer
 from reasoning_jax.model.attention import Causal, Dense
 from reasoning_jax.model.visibility import Marks, columns_of, sees, visibility
 from reasoning_jax.train import losses
@@ -281,7 +281,7 @@ def test_turned_weights_give_the_same_products(dtype):
     for shape, n_in in (((6, 4, 2), 1), ((4, 2, 6), 2), ((6, 10), 1)):
         w = jnp.asarray(rng.standard_normal(shape), jnp.float32)
         x = jnp.asarray(rng.standard_normal((3, 2, *shape[:n_in])), dtype)
-        got = transformer.Turned.of(w, n_in).apply(x)
+        got = decoding_weights.Turned.of(w, n_in).apply(x)
         want = sharding.linear(x, w.astype(x.dtype), n_in)
         assert got.dtype == want.dtype
         np.testing.assert_allclose(got, want, atol=1e-5 if dtype == "float32" else 0.1)
@@ -290,9 +290,11 @@ def test_turned_weights_give_the_same_products(dtype):
 def test_decoding_turns_every_projection_and_nothing_else():
     config = dataclasses.replace(LLAMA, qkv_bias=True)
     params = init(config)
-    layers = transformer.unstacked(params)["layers"]
+    layers = decoding_weights.unstacked(params)["layers"]
     turned = [
-        sum(isinstance(w, transformer.Turned) for part in layer.values() for w in part.values())
+        sum(
+            isinstance(w, decoding_weights.Turned) for part in layer.values() for w in part.values()
+        )
         for layer in layers
     ]
     assert turned == [7, 7]
