@@ -15,11 +15,10 @@ from typing import Any
 import xxhash
 
 from reasoning_jax.durable import sync
+from reasoning_jax.fingerprint import ALGORITHM, file_hash
 
 NAME = "manifest.json"
-_ALGORITHM = "xxh3_128"
 _VERSION = 1
-_BLOCK = 1 << 20
 # Of a manifest itself: far above that of any step, far below what would hurt.
 _MAX_BYTES = 64 << 20
 
@@ -32,10 +31,10 @@ def write(folder: Path, step: int) -> None:
     """
     files = {}
     for name, path in sorted(_files(folder)):
-        digest, size = _hash(path)
+        digest, size = file_hash(path)
         sync(path)
         files[name] = {"bytes": size, "hash": digest}
-    body = {"version": _VERSION, "algorithm": _ALGORITHM, "step": step, "files": files}
+    body = {"version": _VERSION, "algorithm": ALGORITHM, "step": step, "files": files}
     # The folder has not its final name yet: a manifest that is cut off is that of no step.
     (folder / NAME).write_text(
         json.dumps({**body, "hash": _of_body(body)}, indent=1) + "\n", encoding="utf-8"
@@ -80,7 +79,7 @@ def _differs(name: str, path: Path, wanted: Any) -> list[str]:
         size = path.stat().st_size
         if size != wanted["bytes"]:
             return [f"{name}: has {size} bytes, {wanted['bytes']} were saved"]
-        if _hash(path)[0] != wanted["hash"]:
+        if file_hash(path)[0] != wanted["hash"]:
             return [f"{name}: its content is not what was saved (hash differs)"]
     except OSError as error:
         return [f"{name}: cannot be read ({error.strerror})"]
@@ -121,16 +120,6 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             relative = path.relative_to(folder).as_posix()
             if relative != NAME:
                 yield relative, path
-
-
-def _hash(path: Path) -> tuple[str, int]:
-    """(hex digest, bytes) of a file."""
-    state, buffer, size = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK)), 0
-    with path.open("rb", buffering=0) as file:
-        while n := file.readinto(buffer):
-            state.update(buffer[:n])
-            size += n
-    return state.hexdigest(), size
 
 
 def _of_body(body: dict[str, Any]) -> str:
