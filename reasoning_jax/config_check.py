@@ -178,6 +178,11 @@ def validate(config: Config) -> None:
             'data.validation_path goes with data.source="jsonl"; got '
             f"source={data.source!r}, validation_path={show(data.validation_path)}"
         )
+    if data.columns and data.source != "jsonl":
+        raise ConfigError(
+            f'data.columns={show(data.columns)} goes with data.source="jsonl"; got '
+            f"source={data.source!r}"
+        )
     name = config.objective.name
     if config.noise.rate > 0 and name in ("mle", "unlikelihood"):
         raise ConfigError(

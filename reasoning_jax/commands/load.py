@@ -72,7 +72,9 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
         raise CheckpointError(
             f"{workdir / 'checkpoints'} does not exist; the run has saved nothing"
         )
-    return assemble(config, runfolder.read_vocab(workdir), with_data=with_data)
+    return assemble(
+        config, runfolder.read_vocab(workdir), with_data=with_data, splits=(config.evaluate.split,)
+    )
 
 
 def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:

@@ -69,6 +69,10 @@ class TaskSource:
         index = record_index(index, self.size)
         return example_of(self.problem(index), index, self.with_steps)
 
+    def place(self, index: int) -> str:
+        """Which problem it is."""
+        return f"{self.task.name}, {self.split}, problem {self.first_seed + index}"
+
     def problem(self, index: int) -> Problem:
         """The problem itself, with the data by which `task.verify` judges an answer."""
         return self.task.problem(self.first_seed + record_index(index, self.size), self.split)
