@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +22,8 @@ def evaluate(config: Config, workdir: Path, step: int | None) -> int:
     """
     trained = load_trained(config, workdir, step)
     e = config.evaluate
+    for note in trained.assembly.notes:
+        print(note, file=sys.stderr)
     with jax.set_mesh(trained.mesh):
         measure = make_measure(trained.assembly, trained.mesh, trained.stage)
         result = measure(trained.params)

@@ -6,8 +6,8 @@ with one that does not fit later. Nothing here builds a vocabulary or starts a b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -265,21 +265,22 @@ def _find(assembly: Assembly, unit: Unit, split: str) -> Measured:
     key = measured.key_of(_deciding(assembly, unit))
     found = measured.read(unit.path, key, len(source))
     if found is None:
-        by_split = unit.split is not None
+        by_split, begin = unit.split is not None, time.monotonic()
         found = measured.measure(
             source, len(source), _in_words(row),
             name=unit.path,
             place=lambda i: source.place(i).removeprefix(f"{unit.path}, "),
             group=source.split_name if by_split else lambda _: "",
         )  # fmt: skip
-        measured.keep(unit.path, key, found)
+        measured.keep(unit.path, key, found, time.monotonic() - begin)
     return found
 
 
 def _deciding(assembly: Assembly, unit: Unit) -> dict[str, Any]:
     """Everything that decides what measuring finds."""
     config = assembly.config
-    data = to_dict(replace(config.data, path="", validation_path="", train_problems=1))
+    elsewhere = {"path", "validation_path", "train_problems", "bad_rows"}
+    data = {k: v for k, v in to_dict(config.data).items() if k not in elsewhere}
     return {
         "content": assembly.sources.content(unit.path),
         "source": [type(unit.source).__name__, len(unit.source), unit.source.fingerprint],

@@ -54,6 +54,8 @@ class TaskSource:
     size: int
     first_seed: int = 0
     with_steps: bool = True
+    # Its problems are too many to be measured beforehand.
+    made_on_demand = True
 
     def __post_init__(self) -> None:
         check_split(self.split)

@@ -29,6 +29,8 @@ _KEPT = 8
 # The cost is estimated on so many records, and told where it is above so many seconds.
 _SAMPLE = 200
 _TOLD_FROM_S = 2.0
+# What is found sooner is not worth a file beside the user's.
+_KEPT_FROM_S = 0.5
 _REASON_CHARS = 240
 
 
@@ -140,8 +142,12 @@ def read(path: str, key: str, records: int) -> Measured | None:
     return None
 
 
-def keep(path: str, key: str, found: Measured) -> None:
-    """Keep a finding beside the data, else in the user's cache folder; else it is not kept."""
+def keep(path: str, key: str, found: Measured, seconds: float) -> None:
+    """Keep a finding that took so long beside the data, else in the user's cache folder; where
+    neither can be written it is not kept.
+    """
+    if seconds < _KEPT_FROM_S:
+        return
     body = asdict(found)
     for file in _files(path):
         entries = {k: v for k, v in _entries(file).items() if k != key}

@@ -21,7 +21,7 @@ import numpy as np
 from reasoning_jax import sharding
 from reasoning_jax.config import ConfigError
 from reasoning_jax.data.batch import Batch, Encoder, RowError, padded
-from reasoning_jax.data.examples import Example, TaskSource
+from reasoning_jax.data.examples import Example
 
 # Rounds of the index permutation; fewer than 4 leave visible structure.
 _SHUFFLE_ROUNDS = 4
@@ -129,13 +129,15 @@ class Stream:
 
     def index(self, position: int) -> int:
         """Which of the examples stands at a position."""
-        if not isinstance(self.examples, TaskSource):
-            return self._ordered(position)
-        return self._fitting_example(position)[0]
+        return self._fitting_example(position)[0] if self._redraws else self._ordered(position)
+
+    @property
+    def _redraws(self) -> int:
+        return _REDRAWS if getattr(self.examples, "made_on_demand", False) else 0
 
     def _fitting_example(self, position: int) -> tuple[int, Example]:
         def checked(example: Example) -> Example:
-            if isinstance(self.examples, TaskSource):
+            if self._redraws:
                 self.encoder.fitting_ids(example)
             return example
 
@@ -146,8 +148,7 @@ class Stream:
         there for which `encode` raises no RowError.
         """
         index = self._ordered(position)
-        redraws = _REDRAWS if isinstance(self.examples, TaskSource) else 0
-        for attempt in range(redraws):
+        for attempt in range(self._redraws):
             try:
                 return index, encode(self.examples[index])
             except RowError as error:

@@ -16,6 +16,7 @@ class Chosen:
 
     def __init__(self, source: Any, indices: Sequence[int]):
         self._source, self._indices = source, indices
+        self.made_on_demand: bool = getattr(source, "made_on_demand", False)
 
     def __len__(self) -> int:
         return len(self._indices)
