@@ -227,11 +227,11 @@ def test_a_long_generated_problem_gives_its_place_to_another(capsys):
     # Some sums of three digits take 13 positions. Catches: a run that dies at the first of them, a
     # place that a second reading fills anew.
     task = {"name": "arithmetic", "max_digits": 3}
-    sections = {"task": task, "data": {"seq_len": 12}, "noise": {"rate": 0.0},
+    sections = {"task": task, "data": {"seq_len": 12, "train_problems": 5000}, "noise": {"rate": 0.0},
                 "objective": {"name": "mle"}}  # fmt: skip
     with pytest.raises(C.ConfigError, match=r"an example needs 13 positions"):
         assemble(tiny_run(**sections))
-    sections["data"] = {"seq_len": 12, "bad_rows": "skip"}
+    sections["data"]["bad_rows"] = "skip"
     assembly = assemble(tiny_run(**sections))
     stream = Stream(assembly.examples("train"), assembly.encoder, 0)
     rows = [stream[i] for i in range(100)]
@@ -275,7 +275,7 @@ def test_rows_that_are_left_out_do_not_move_the_place(tmp_path, pack):
 
     def source():
         assembly = assemble(config(path, "skip"))
-        mesh = sharding.make_mesh(1, 1, 1)
+        mesh = sharding.make_mesh()
         return SupervisedSource(
             assembly.examples("train"), assembly.encoder, batch_rows=8, seed=0, mesh=mesh,
             pack_examples=pack,
