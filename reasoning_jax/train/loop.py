@@ -24,18 +24,13 @@ from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
 from reasoning_jax.durable import DISK_ERRORS
 from reasoning_jax.train import nonfinite
-from reasoning_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    check_space,
-    nbytes,
-    unfinished_only,
-)
+from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints, unfinished_only
 from reasoning_jax.train.compilation import CompileCounter
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
 from reasoning_jax.train.flops import peak_flops, train_flops_per_token
 from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, drop_rows
 from reasoning_jax.train.nonfinite import DUMPS, Diverged, NonfiniteGuard, diagnose, dump_batch
+from reasoning_jax.train.room import check_space, nbytes
 from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.state_hash import of_state
 from reasoning_jax.train.step import Gradients, Step
