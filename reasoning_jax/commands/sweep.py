@@ -290,12 +290,14 @@ def _read(workdir: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
     values = runfolder.read_json(path)
     try:
-        return [
+        runs = [
             {"name": str(run["name"]), "overrides": run["overrides"], "config": run["config"]}
             for run in values["runs"]
         ]
     except (KeyError, TypeError):
         raise ConfigError(f"{path} is not the file of a sweep; move it away") from None
+    # A sweep of which no run has made a step is none, and takes any points.
+    return runs if any(runfolder.has_begun(workdir / run["name"]) for run in runs) else []
 
 
 def _write(runs: Sequence[SweepRun], workdir: Path) -> None:

@@ -57,7 +57,8 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 class Run:
     """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics.
 
-    `reset_optimizer` is called where the source says that a step begins with a new optimizer.
+    `reset_optimizer` is called where the source says that a step begins with a new optimizer;
+    `begin` when nothing is left that could refuse the run, before its first file is written.
     """
 
     config: Config
@@ -72,6 +73,7 @@ class Run:
     debug: bool = False
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
     faults: FaultPlan = NO_FAULTS
+    begin: Callable[[], None] = lambda: None
 
 
 class Preemption:
@@ -203,10 +205,12 @@ class _Loop:
         self.state, meta = restore_if_any(checkpoints, run, _warn)
         self.sums = MetricSums(meta.get("unfinished_metrics"))
         self.start = int(self.state.step)
-        self.evaluated, self.failed_evaluations = self._evaluated(), 0
         if not self.start:
-            checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            _check_room(checkpoints.folder, self.state, run.source.arrays())
+            folder = checkpoints.folder if checkpoints.folder.exists() else run.workdir
+            _check_room(folder, self.state, run.source.arrays())
+        run.begin()
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self.evaluated, self.failed_evaluations = self._evaluated(), 0
         self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet)
         self.guard = NonfiniteGuard(
             run.workdir, self.config.skipped_steps_limit, self.writer.say,

@@ -18,20 +18,20 @@ def drop_rows(path: Path, first: int, evaluation_of: int | None = None) -> None:
     """
     if not path.exists():
         return
-    kept = [row for row in _rows(path) if row["step"] < first]
+    kept = [row for row in read_rows(path) if row["step"] < first]
     kept = [row for row in kept if not _is_evaluation(row, evaluation_of)]
     replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def evaluation_row(path: Path, step: int) -> dict[str, Any] | None:
     """The row of a step's evaluation in a metrics.jsonl, or None where there is none."""
-    rows = _rows(path) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
     return next((row for row in rows if _is_evaluation(row, step)), None)
 
 
 def evaluated(path: Path, step: int) -> bool:
     """Whether that step, or a later one, has an evaluation that did not fail."""
-    rows = _rows(path) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
     return any(
         row["step"] >= step and row.get("split") == "validation" and FAILED not in row
         for row in rows
@@ -42,11 +42,14 @@ def _is_evaluation(row: dict[str, Any], step: int | None) -> bool:
     return row["step"] == step and row.get("split") == "validation"
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that are whole and of a step. Raises OSError."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
