@@ -50,7 +50,7 @@ class Pretrained:
     """A model from a file. `params` are numpy arrays, or sharded jax arrays where a mesh was given.
 
     `tokenizer_json` is the text of a Hugging Face tokenizer.json; `chat_template` is Jinja text
-    from the weights' author. `source` is where all this was read.
+    from the weights' author. `source` is where all this was read, `notes` what to tell about it.
     """
 
     config: ModelConfig
@@ -61,6 +61,7 @@ class Pretrained:
     pad_id: int | None
     chat_template: str | None
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -113,7 +114,7 @@ def load(
     t = tokenizer
     return Pretrained(
         config, params, t.tokenizer_json, t.eos_id, t.bos_id, t.pad_id, t.chat_template,
-        opened.source,
+        opened.source, tensors.notes,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ and only with pre-tokenizers that are listed here: a wrong one gives plausible b
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -25,12 +26,25 @@ _READ = {
     "attention.head_count", "attention.head_count_kv", "attention.key_length",
     "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base",
 }  # fmt: skip
-_HARMLESS = {"rope.scaling.type": "none", "expert_count": 0, "attention.causal": True}
+_HARMLESS = {
+    "expert_count": 0, "attention.causal": True, "rope.scaling.yarn_log_multiplier": 0,
+    "rope.scaling.yarn_ext_factor": 1, "rope.scaling.yarn_attn_factor": 1,
+}  # fmt: skip
+# Whether the model was trained with its scaling changes nothing.
+_SCALING = {
+    f"rope.scaling.{key}"
+    for key in (
+        "type", "factor", "original_context_length", "attn_factor", "yarn_beta_fast",
+        "yarn_beta_slow", "finetuned",
+    )
+} | {"rope.scale_linear"}  # fmt: skip
 
 # The scaling of every Llama 3 that llama.cpp stores as a table of factors.
 _LLAMA3 = {"low": 1.0, "high": 4.0, "original": 8192}
 _ROPE_TABLE = "rope_freqs.weight"
-IGNORED = re.escape(_ROPE_TABLE)  # read with the config
+# The table is read with the config; the others follow from it, in files of old converters.
+_BUFFERS = r"(blk\.\d+\.)?(attn_rot_embd|rot_embd|rotary_emb|attn\.(masked_)?bias)(\.\w+)?"
+IGNORED = rf"{re.escape(_ROPE_TABLE)}|{_BUFFERS}"
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -73,7 +87,7 @@ def read_config(file: GgufFile) -> tuple[str, ModelConfig]:
             f"{source}: general.architecture {short(family)} is unknown; known: "
             f"{', '.join(FAMILIES)}"
         )
-    file.check_types()
+    file.check_types(_BUFFERS)
     values = file.scalars(f"{family}.")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -100,7 +114,14 @@ def read_config(file: GgufFile) -> tuple[str, ModelConfig]:
     config["norm_eps"] = _shortest(field(values, norm, float, source))
     if config["position"] == "rope":
         config["rope_theta"] = _shortest(field(values, "rope.freq_base", float, source, 10_000.0))
-        config |= _read_rope_table(file, config["rope_theta"], head_dim)
+        scaling = _read_rope_scaling(values, config["max_positions"], source)
+        table = _read_rope_table(file, config["rope_theta"], head_dim)
+        if scaling and table:
+            raise WeightsError(
+                f"{source}: {_ROPE_TABLE} and 'rope.scaling.type'={scaling['rope_scaling']!r} "
+                "cannot be honoured together"
+            )
+        config |= {**scaling, **table}
     return family, checked(config, source)
 
 
@@ -108,7 +129,7 @@ def _refuse_unknown(values: dict[str, Any], head_dim: int, source: str) -> None:
     lengths = ("attention.value_length", "rope.dimension_count")
     harmless = {**_HARMLESS, **dict.fromkeys(lengths, head_dim)}
     for key, value in values.items():
-        if key in _READ or (key in harmless and value == harmless[key]):
+        if key in _READ or key in _SCALING or (key in harmless and value == harmless[key]):
             continue
         wanted = f"; wanted {harmless[key]}" if key in harmless else ""
         raise WeightsError(f"{source}: {short(key)}={short(value)} cannot be honoured{wanted}")
@@ -119,7 +140,39 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, float]:
+def _read_rope_scaling(values: dict[str, Any], positions: int, source: str) -> dict[str, Any]:
+    """`rope.scaling.*` as llama.cpp reads it: linear where a factor has no type, and YaRN's
+    attention factor beside 0.1 ln(factor) + 1.
+    """
+    scaling = {k.removeprefix("rope.scaling."): v for k, v in values.items() if k in _SCALING}
+    old = field(scaling, "rope.scale_linear", float, source, 0.0)
+    factor = _shortest(field(scaling, "factor", float, source, old)) or 1.0
+    kind = field(scaling, "type", str, source, "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise WeightsError(
+            f"{source}: 'rope.scaling.type'={short(kind)} cannot be honoured; known: none, linear, "
+            "yarn"
+        )
+    more = _shortest(field(scaling, "attn_factor", float, source, 1.0))
+    if more != 1.0 and (kind != "yarn" or more <= 0):
+        raise WeightsError(f"{source}: 'rope.scaling.attn_factor'={more} cannot be honoured")
+    if kind == "none" or (factor == 1.0 and more == 1.0):
+        return {}
+    rope: dict[str, Any] = {"rope_scaling": kind, "rope_factor": factor}
+    if kind == "linear":
+        return rope
+    rope["rope_original_positions"] = field(
+        scaling, "original_context_length", int, source, positions
+    )
+    for key in ("beta_fast", "beta_slow"):
+        if f"yarn_{key}" in scaling:
+            rope[f"rope_{key}"] = _shortest(field(scaling, f"yarn_{key}", float, source))
+    if more != 1.0:
+        rope["rope_attention_factor"] = more * (0.1 * math.log(max(factor, 1.0)) + 1.0)
+    return rope
+
+
+def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
     """Llama-3 scaling from its table [H/2] of divisors of the frequencies, recomputed to be sure.
 
     Raises:
@@ -129,7 +182,7 @@ def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, f
     if info is None:
         return {}
     half = max(head_dim // 2, 1)
-    if info.shape == (half,):
+    if info.shape == (half,) and file.is_read(info):
         table = np.asarray(file.read(_ROPE_TABLE), np.float64)
         factor = _shortest(float(table.max()))
         wavelength = 2 * np.pi * theta ** (np.arange(half) / half)
@@ -137,6 +190,7 @@ def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, f
         smooth = np.clip(smooth, 0.0, 1.0)
         if 1.0 <= factor < 1e4 and np.allclose(1 / table, (1 - smooth) / factor + smooth, 1e-4):
             return {
+                "rope_scaling": "llama3",
                 "rope_factor": factor,
                 "rope_low_frequency": _LLAMA3["low"],
                 "rope_high_frequency": _LLAMA3["high"],

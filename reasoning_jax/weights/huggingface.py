@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,21 @@ _TYPES = ("F32", "F16", "BF16")
 
 # Prefixes that a language-model head's body carries, and a bare body does not.
 _PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
-# Buffers of old checkpoints that follow from the config: regular expressions, whole name.
+_EMBEDDING = {"gpt2": "wte.weight"}  # else embed_tokens.weight
+_HEAD = "lm_head.weight"
+# What wrappers of torch put between the names of modules; no module of a model is called so.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Buffers that follow from the config, and the scales of a cache in 8 bits, which ours is not: these
+# are never read, whatever their type and shape. Regular expressions, whole name.
+_ROPE_BUFFERS = (
+    r"(layers\.\d+\.self_attn\.)?rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)"
+    r"|layers\.\d+\.self_attn\.((masked_)?bias|[kv]_scale)"
+)
 IGNORED = {
     "gpt2": r"h\.\d+\.attn\.(masked_)?bias",
-    "llama": r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    "qwen2": r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    "qwen3": r"(?!)",
+    "llama": _ROPE_BUFFERS,
+    "qwen2": _ROPE_BUFFERS,
+    "qwen3": _ROPE_BUFFERS,
 }
 
 
@@ -136,29 +146,46 @@ def _token_id(tokenizer: Any, token: str) -> int | None:
 def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
     """The tensors of a folder under names without prefix; their headers are read, no data.
 
+    Names of IGNORED are left out before anything else is asked about them. An index may name them,
+    and the head of a tied model, without any shard that has them.
+
     Raises:
       WeightsError: no safetensors, a shard outside the folder, a header that is not sound, an index
-        that disagrees with its shards, or a tensor type that is not read.
+        that disagrees with its shards, a tensor type that is not read, or a prefix that some of
+        the names have.
     """
     files, index = _shards(folder)
-    handles, shapes, origin = {}, {}, {}
-    for shard, path in [(shard, inside(folder, shard)) for shard in files]:
-        handle = handles[shard] = _open(path)
-        for name in handle.keys():  # noqa: SIM118  (not a dict)
-            header = handle.get_slice(name)
-            if header.get_dtype() not in _TYPES:
-                raise WeightsError(
-                    f"{folder / shard}: tensor {short(name)} is stored as {header.get_dtype()}; "
-                    f"read are {', '.join(_TYPES)}"
-                )
-            if index is not None and index.get(name) != shard:
-                raise WeightsError(f"{folder / shard}: {INDEX} does not place {short(name)} here")
-            plain = name.removeprefix(_PREFIX[family])
-            if plain in shapes:
-                raise WeightsError(f"{folder / shard}: tensor {short(name)} is there twice")
-            shapes[plain], origin[plain] = tuple(header.get_shape()), (shard, name)
-    if index is not None and len(shapes) != len(index):
-        lost = sorted(set(index) - {name for _, name in origin.values()})
+    unneeded = rf"{IGNORED[family]}|{re.escape(_HEAD)}" if tied else IGNORED[family]
+    named = {} if index is None else _plain_names(index, family, str(folder))[0]
+    wanted = {name for name in named if not re.fullmatch(unneeded, named[name])}
+    needed = files if index is None else {index[name] for name in wanted}
+    handles = {
+        shard: _open(inside(folder, shard))
+        for shard in files
+        if shard in needed or _exists(folder, shard)
+    }
+    stored = {shard: list(handle.keys()) for shard, handle in handles.items()}
+    plain, notes = _plain_names(
+        [name for names in stored.values() for name in names], family, str(folder)
+    )
+    shapes, origin = {}, {}
+    for shard, name in ((shard, name) for shard, names in stored.items() for name in names):
+        if re.fullmatch(IGNORED[family], plain[name]):
+            continue
+        header = handles[shard].get_slice(name)
+        if header.get_dtype() not in _TYPES:
+            raise WeightsError(
+                f"{folder / shard}: tensor {short(name)} is stored as {header.get_dtype()}; "
+                f"read are {', '.join(_TYPES)}"
+            )
+        if index is not None and index.get(name) != shard:
+            raise WeightsError(f"{folder / shard}: {INDEX} does not place {short(name)} here")
+        if plain[name] in shapes:
+            raise WeightsError(f"{folder / shard}: tensor {short(name)} is there twice")
+        shapes[plain[name]] = tuple(header.get_shape())
+        origin[plain[name]] = shard, name
+    lost = sorted(wanted - {name for _, name in origin.values()})
+    if index is not None and lost:
         raise WeightsError(
             f"{folder / index[lost[0]]}: tensor {short(lost[0])}, named in {INDEX}, is not there"
         )
@@ -170,18 +197,52 @@ def open_tensors(folder: Path, family: str, tied: bool) -> Tensors:
         except Exception as error:
             raise WeightsError(f"{folder / shard}: {short(str(error))}") from None
 
-    if tied and "lm_head.weight" in shapes:
-        table = "wte.weight" if family == "gpt2" else "embed_tokens.weight"
-        _check_tied(shapes, read, table, str(folder))
-        shapes = {name: shape for name, shape in shapes.items() if name != "lm_head.weight"}
-    return Tensors(shapes, read, str(folder))
+    if tied and _HEAD in shapes:
+        _check_tied(shapes, read, _embedding(family), str(folder))
+        shapes = {name: shape for name, shape in shapes.items() if name != _HEAD}
+    return Tensors(shapes, read, str(folder), notes)
+
+
+def _embedding(family: str) -> str:
+    return _EMBEDDING.get(family, "embed_tokens.weight")
+
+
+def _plain_names(
+    names: Iterable[str], family: str, source: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Stored name -> name of the tables, and notes: what was in front of all of them is taken off.
+
+    Raises:
+      WeightsError: the embedding has a prefix that some other tensor lacks.
+    """
+    bare = {name: _WRAPPERS.sub("", name) for name in names}
+    table, body = _embedding(family), _PREFIX[family]
+    notes: tuple[str, ...] = ()
+    fronts = {n.removesuffix(table) for n in bare.values() if n == table or n.endswith(f".{table}")}
+    common = ""
+    if len(fronts) == 1:
+        (front,) = fronts
+        common = front.removesuffix(body) if front.endswith(body) else front
+    if common:
+        without = [name for name, rest in bare.items() if not rest.startswith(common)]
+        if without:
+            raise WeightsError(
+                f"{source}: the embedding is called {short(common + table)}, but "
+                f"{short(without[0])} has no {short(common)} in front; take that prefix off, or "
+                "keep only the language model's tensors"
+            )
+        notes = (f"{source}: {short(common)} is taken off the front of every tensor's name",)
+    elif any(name != rest for name, rest in bare.items()):
+        notes = (f"{source}: the names of torch's wrappers are taken out of tensors' names",)
+    plain = {name: rest.removeprefix(common).removeprefix(body) for name, rest in bare.items()}
+    return plain, notes
 
 
 def _check_tied(shapes: Mapping[str, Any], read: Any, table: str, source: str) -> None:
     """A stored copy of tied embeddings may only be a copy."""
-    same = shapes["lm_head.weight"] == shapes.get(table)
+    same = shapes[_HEAD] == shapes.get(table)
     bits = np.uint8
-    if not same or not np.array_equal(read("lm_head.weight").view(bits), read(table).view(bits)):
+    if not same or not np.array_equal(read(_HEAD).view(bits), read(table).view(bits)):
         raise WeightsError(
             f"{source}: config.json ties the embeddings, but lm_head.weight differs from {table}; "
             "set tie_word_embeddings to false there, or drop lm_head.weight"
