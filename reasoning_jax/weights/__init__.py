@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "read_config",
     "read_tokenizer",
+    "read_tokenizer_file",
     "resize_vocab",
 ]
 
@@ -126,6 +127,11 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def read_tokenizer(path: str | os.PathLike[str]) -> TokenizerFiles:
     """The tokenizer of what `load` would read. Reads no tensor. Raises WeightsError."""
     return _open(path).tokenizer()
+
+
+def read_tokenizer_file(path: str | os.PathLike[str]) -> TokenizerFiles:
+    """A tokenizer.json without weights, with what stands beside it. Raises WeightsError."""
+    return huggingface.read_tokenizer_file(Path(path))
 
 
 @dataclass(frozen=True)

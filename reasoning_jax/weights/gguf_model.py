@@ -19,6 +19,7 @@ from reasoning_jax.weights.config_json import FAMILIES, checked
 from reasoning_jax.weights.files import WeightsError, field, short
 from reasoning_jax.weights.gguf import GgufFile
 from reasoning_jax.weights.huggingface import TokenizerFiles, parse_tokenizer
+from reasoning_jax.weights.tokenizer_settings import begin_template, end_note
 
 # Keys of "{architecture}." that are read, and keys that change nothing where they have this value.
 _READ = {
@@ -71,6 +72,28 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "qwen2": {"pre": _split(_WORDS + r"\p{N}" + _REST), "normalizer": {"type": "NFC"}},
 }
 _CONTROL, _USER_DEFINED = 3, 4
+
+# Pre-tokenizers whose texts begin with a token unless the file says otherwise.
+_BEGINS = ("llama-bpe",)
+# Keys of "tokenizer." that are read; that change no id; and that are told where they are true.
+_TOKENIZER_READ = {
+    "ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.merges",
+    "ggml.bos_token_id", "ggml.eos_token_id", "ggml.padding_token_id", "ggml.eot_token_id",
+    "ggml.eom_token_id", "ggml.add_bos_token", "chat_template",
+}  # fmt: skip
+_TOKENIZER_HARMLESS = {
+    "ggml.scores", "ggml.unknown_token_id", "ggml.seperator_token_id", "ggml.separator_token_id",
+    "ggml.mask_token_id", "ggml.cls_token_id", "ggml.token_type_count", "ggml.fim_pre_token_id",
+    "ggml.fim_suf_token_id", "ggml.fim_mid_token_id", "ggml.fim_pad_token_id",
+    "ggml.fim_rep_token_id", "ggml.fim_sep_token_id", "ggml.prefix_token_id",
+    "ggml.suffix_token_id", "ggml.middle_token_id", "chat_templates", "ggml.add_sep_token",
+    "huggingface.json", "rwkv.world",
+}  # fmt: skip
+_NOT_APPLIED = {
+    "ggml.add_eos_token": "a response ends with the token anyway, a prompt never does",
+    "ggml.add_space_prefix": "byte-level BPE puts no blank before a text, as in llama.cpp",
+    "ggml.remove_extra_whitespaces": "byte-level BPE keeps all of them, as in llama.cpp",
+}
 
 
 def read_config(file: GgufFile) -> tuple[str, ModelConfig]:
@@ -203,7 +226,10 @@ def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, A
 
 
 def read_tokenizer(file: GgufFile) -> TokenizerFiles:
-    """The tokenizer as the text of a tokenizer.json, which adds no BOS; None where there is none.
+    """The tokenizer as the text of a tokenizer.json; None where there is none.
+
+    A token stands before every text where `add_bos_token` says so, and for Llama 3 by default, as
+    in llama.cpp.
 
     Raises:
       WeightsError: a kind of tokenizer or pre-tokenizer that is not known, or broken tables.
@@ -227,20 +253,55 @@ def read_tokenizer(file: GgufFile) -> TokenizerFiles:
             f"{', '.join(_PRE_TOKENIZERS)}; load the model's Hugging Face folder"
         )
     tokens = list(file.strings("tokenizer.ggml.tokens"))
-    text = _tokenizer_json(file, tokens, **_PRE_TOKENIZERS[pre])
-    parse_tokenizer(text, source)
     ids = {
         name: field(values, f"ggml.{name}_token_id", int, source, None)
-        for name in ("eos", "bos", "padding")
+        for name in ("eos", "bos", "padding", "eot", "eom")
     }
+    notes = _setting_notes(file, values)
+    begin = ids["bos"]
+    if not field(values, "ggml.add_bos_token", bool, source, pre in _BEGINS):
+        begin = None
+    elif begin is None and "ggml.add_bos_token" in values:
+        notes.append("tokenizer.ggml.add_bos_token is true, but there is no bos_token_id")
+    if begin is not None and not 0 <= begin < len(tokens):
+        raise WeightsError(f"{source}: tokenizer.ggml.bos_token_id={begin} is none of its tokens")
+    start = None
+    if begin is not None:
+        start = begin_template(tokens[begin], begin, None, None)
+    text = _tokenizer_json(file, tokens, start, **_PRE_TOKENIZERS[pre])
+    tokenizer = parse_tokenizer(text, source)
+    ends = [ids[name] for name in ("eot", "eom") if ids[name] is not None]
+    notes += end_note(ends, ids["eos"], tokenizer)
     template = field(values, "chat_template", str, source, None)
-    rows = max(len(tokens), *(1 + i for i in ids.values() if i is not None), 0)
-    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["padding"], template, rows)
+    main = (ids["eos"], ids["bos"], ids["padding"])
+    rows = max(len(tokens), *(1 + i for i in main if i is not None), 0)
+    told = tuple(f"{source}: {note}" for note in notes)
+    return TokenizerFiles(text, *main, template, rows, begin, told)
+
+
+def _setting_notes(file: GgufFile, values: dict[str, Any]) -> list[str]:
+    """What to tell of settings of the tokenizer that are not applied, or not known."""
+    notes = []
+    for key, why in _NOT_APPLIED.items():
+        if field(values, key, bool, file.source, False):
+            notes.append(f"tokenizer.{key}=true is not applied: {why}")
+    known = {*_TOKENIZER_READ, *_NOT_APPLIED, *_TOKENIZER_HARMLESS}
+    unknown = [
+        key
+        for key in file.values
+        if key.startswith("tokenizer.") and key.removeprefix("tokenizer.") not in known
+    ]
+    if unknown:
+        shown = ", ".join(short(key, 60) for key in unknown[:3])
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        notes.append(f"{shown}{more}: not known here, and not applied")
+    return notes
 
 
 def _tokenizer_json(
     file: GgufFile,
     tokens: list[str],
+    post_processor: dict[str, Any] | None,
     pre: list[dict[str, Any]],
     normalizer: dict[str, Any] | None = None,
     ignore_merges: bool = False,
@@ -270,7 +331,7 @@ def _tokenizer_json(
             ],
             "normalizer": normalizer,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre},
-            "post_processor": None,
+            "post_processor": post_processor,
             "decoder": _byte_level(True),
             "model": {
                 "type": "BPE",

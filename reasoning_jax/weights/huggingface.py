@@ -24,6 +24,7 @@ from reasoning_jax.tokenizer_json import TokenizerError, parse_tokenizer_json
 from reasoning_jax.weights.config_json import family_of, from_config_json, to_config_json
 from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json, read_text, short
 from reasoning_jax.weights.layout import HUGGING_FACE, Tensors
+from reasoning_jax.weights.tokenizer_settings import Beside, end_ids, end_note, settle, token_text
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,8 +54,10 @@ IGNORED = {
 class TokenizerFiles:
     """What comes with weights to turn text into ids: a tokenizer.json as text, ids, a template.
 
+    `tokenizer_json` has the settings that stood beside it written in. `bos_id` is the id of the
+    token that is called so, `begin_id` the one before every prompt, if there is one.
     `chat_template` is a Jinja template from the weights' author: text, not to be trusted. `rows` is
-    how many embedding rows all these ids need.
+    how many embedding rows all these ids need, `notes` what to tell of settings that have no place.
     """
 
     tokenizer_json: str | None = None
@@ -63,6 +66,8 @@ class TokenizerFiles:
     pad_id: int | None = None
     chat_template: str | None = None
     rows: int = 0
+    begin_id: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_config(folder: Path) -> tuple[str, ModelConfig]:
@@ -74,36 +79,89 @@ def read_config(folder: Path) -> tuple[str, ModelConfig]:
 def read_tokenizer(folder: Path) -> TokenizerFiles:
     """tokenizer.json, special ids and chat template of a folder; what is not there is None.
 
-    Ids are those of the tokens named in tokenizer_config.json, else those of config.json, of which
-    the first where it lists several.
+    Ids are those of the tokens named beside the tokenizer, else those of config.json, of which the
+    first where it lists several. What else stands beside it: `tokenizer_settings.py`.
 
     Raises:
-      WeightsError: a file that cannot be read as what its name says.
+      WeightsError: a file that cannot be read as what its name says, or settings that contradict
+        each other.
     """
     text = None
     if _exists(folder, "tokenizer.json"):
         text = read_text(inside(folder, "tokenizer.json"), MAX_BYTES["text"])
-    tokenizer = parse_tokenizer(text, str(folder / "tokenizer.json"))
-    named: dict[str, Any] = {}
-    if _exists(folder, "tokenizer_config.json"):
-        path = inside(folder, "tokenizer_config.json")
-        named = read_json(path, MAX_BYTES["tokenizer_config"])
-    config = read_json(inside(folder, "config.json"), MAX_BYTES["config"])
+    beside = _beside(folder)
+    return _settled(text, beside, str(folder), chat_template=_chat_template(folder, beside.named))
+
+
+def read_tokenizer_file(path: Path) -> TokenizerFiles:
+    """A tokenizer.json by itself; where that is its name, with the files beside it.
+
+    Raises as `read_tokenizer` does.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no path"
+        raise WeightsError(f"{path}: {reason}") from None
+    if not real.is_file():
+        raise WeightsError(f"{path}: not a regular file")
+    beside = _beside(path.parent) if path.name == "tokenizer.json" else Beside()
+    return _settled(read_text(real, MAX_BYTES["text"]), beside, str(path))
+
+
+def _beside(folder: Path) -> Beside:
+    """The JSON files of a folder that may have a say in a tokenizer's ids."""
+    sizes = {
+        "tokenizer_config.json": "tokenizer_config", "special_tokens_map.json": "tokenizer_config",
+        "added_tokens.json": "tokenizer_config", "config.json": "config",
+        "generation_config.json": "config",
+    }  # fmt: skip
+    return Beside(
+        *(
+            read_json(inside(folder, name), MAX_BYTES[size]) if _exists(folder, name) else {}
+            for name, size in sizes.items()
+        )
+    )
+
+
+def _settled(
+    text: str | None, beside: Beside, source: str, chat_template: str | None = None
+) -> TokenizerFiles:
+    tokenizer = parse_tokenizer(text, source)
+    ends = end_ids(beside, source)
+    begin, notes = None, ()
+    if text is not None:
+        settled = settle(text, tokenizer, beside, source)
+        if settled.text != text:
+            text, tokenizer = settled.text, parse_tokenizer(settled.text, source)
+        begin, notes = settled.begin_id, settled.notes
+    names, config = beside.names(), dict(beside.config)
+    if config.get("eos_token_id") is None and ends:
+        config["eos_token_id"] = ends[0]
     ids = {
-        name: _special_id(name, named, config, tokenizer, str(folder))
-        for name in ("eos", "bos", "pad")
+        name: _special_id(name, names, config, tokenizer, source) for name in ("eos", "bos", "pad")
     }
+    if tokenizer is not None:
+        told = end_note(ends, ids["eos"], tokenizer)
+        notes += tuple(f"{source}: {note}" for note in told)
+    known = [] if tokenizer is None else tokenizer.get_vocab().values()
+    rows = 1 + max([-1, *known, *(i for i in ids.values() if i is not None)])
+    return TokenizerFiles(
+        text, ids["eos"], ids["bos"], ids["pad"], chat_template, rows, begin, notes
+    )
+
+
+def _chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
+    """The file has the last word, as in transformers 5; of several the one called default."""
+    if _exists(folder, "chat_template.jinja"):
+        return read_text(inside(folder, "chat_template.jinja"), MAX_BYTES["tokenizer_config"])
     template = named.get("chat_template")
     if isinstance(template, list):
         named_default = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
         template = next(named_default, {}).get("template")
-    if template is None and _exists(folder, "chat_template.jinja"):
-        template = read_text(inside(folder, "chat_template.jinja"), MAX_BYTES["tokenizer_config"])
     if template is not None and not isinstance(template, str):
         raise WeightsError(f"{folder}: chat_template must be text, got {short(template)}")
-    known = [] if tokenizer is None else tokenizer.get_vocab().values()
-    rows = 1 + max([-1, *known, *(i for i in ids.values() if i is not None)])
-    return TokenizerFiles(text, ids["eos"], ids["bos"], ids["pad"], template, rows)
+    return template
 
 
 def parse_tokenizer(text: str | None, source: str) -> Any:
@@ -119,10 +177,8 @@ def parse_tokenizer(text: str | None, source: str) -> Any:
 def _special_id(
     name: str, named: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Any, source: str
 ) -> int | None:
-    token = named.get(f"{name}_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    if isinstance(token, str) and tokenizer is not None:
+    token = token_text(named.get(f"{name}_token"), f"{name}_token", source)
+    if token is not None and tokenizer is not None:
         found = _token_id(tokenizer, token)
         if found is not None:
             return found
