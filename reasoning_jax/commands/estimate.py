@@ -15,7 +15,7 @@ from reasoning_jax.commands.assemble import Assembly
 from reasoning_jax.train import flops
 
 # What training reaches of a large product's rate (CPU), or of the vendor's peak (accelerators).
-_CPU_SHARE, _PEAK_SHARE = 0.25, 0.2
+_CPU_SHARE, _PEAK_SHARE = 0.5, 0.2
 # A step takes no less, however small: dispatch, metrics, data.
 _LEAST_STEP_S = 0.004
 _SIZE, _TRIES = 768, 3
