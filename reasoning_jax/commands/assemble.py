@@ -166,7 +166,25 @@ def assemble(
         assembly = replace(assembly, notes=(*notes, *measure_data(assembly, splits)))
     if noise.rate and noise.source == "ngram":
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
+    if with_data and not splits:
+        _check_stages(assembly)
     return assembly
+
+
+def _check_stages(assembly: Assembly) -> None:
+    """Refuse problems that learned positions have no room for at any stage, not only the first.
+
+    Raises:
+      ConfigError
+    """
+    if assembly.staged is None or assembly.model.position != "learned":
+        return
+    e, curriculum = assembly.config.evaluate, assembly.staged.curriculum
+    stages: Sequence[int] = range(curriculum.first, curriculum.last + 1)
+    if curriculum.mode.removes == "tokens":
+        stages = (curriculum.first,)
+    for stage in stages:
+        evaluation_items(assembly, e.split, e.problems, stage)
 
 
 def window_chars(config: Config) -> int:

@@ -34,6 +34,8 @@ _TRIAL = 64
 _HELD_OUT = 100_000
 # A note is made where noise is expected to cut so many records.
 _CUT_SHARE = 0.01
+# A note is made where rows have so many times the positions that the longest of them takes.
+_ROOMY = 2
 _SKIP = "or leave such records out: --config.data.bad_rows=skip"
 
 
@@ -212,9 +214,33 @@ def measure_data(assembly: Assembly, splits: Sequence[str] = ()) -> list[str]:
     for split in needed:
         assembly.examples(split)
     notes = [*sources.counts(), *sources.notes()]
+    if "train" in needed and config.data.source == "jsonl":
+        notes += _fit_of_settings(assembly)
     if evaluated in needed and config.data.source != "text":
         notes += _fewer_problems(assembly, evaluated) + _short_budget(assembly, evaluated)
     return notes
+
+
+def _fit_of_settings(assembly: Assembly) -> list[str]:
+    """Notes on settings that are legal, and that a user may not have meant for this file."""
+    config, sources = assembly.config, assembly.sources
+    data, rows, steps = config.data, config.train.batch_rows, config.train.steps
+    there = len(assembly.examples("train"))
+    lines = []
+    if not data.pack_examples:
+        passes = steps * rows / there
+        lines.append(f"{steps:,} steps of {rows:,} rows: {passes:,.3g} passes over {there:,} rows")
+        needs = sources.measured(assembly, "train").needs
+        if needs * _ROOMY <= data.seq_len:
+            lines.append(
+                f"the longest row takes {needs} of data.seq_len={data.seq_len} positions, the rest "
+                "is padding"
+            )
+    if data.validation_path and sources.content(data.path) == sources.content(data.validation_path):
+        lines.append(
+            "data.validation_path has the content of data.path: what is evaluated on is trained on"
+        )
+    return lines
 
 
 def _fewer_problems(assembly: Assembly, split: str) -> list[str]:

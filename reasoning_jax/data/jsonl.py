@@ -27,6 +27,7 @@ from typing import BinaryIO
 from reasoning_jax.data import files, records
 from reasoning_jax.data.examples import DataError, Example, record_index
 from reasoning_jax.tasks.base import SPLITS, split_of
+from reasoning_jax.tasks.checks import show
 
 SHOWN_FAULTS = 3
 _ICOT_ADVICE = "Each line must be: question||step step #### answer"
@@ -52,11 +53,21 @@ class JsonlSource:
         skip: bool = False,
     ) -> None:
         self.path = os.fspath(path)
-        suffix, _ = files.suffix_of(self.path)
         try:
+            files.regular_file(self.path)
+            suffix, _ = files.suffix_of(self.path)
             named = records.parse_columns(columns)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         except ValueError as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"data.columns: {error}") from None
+        if named and suffix == ".txt":
+            raise DataError(
+                f"{self.path}: data.columns={show(tuple(columns))} names columns, and a .txt file has "
+                "none; leave it out"
+            )
         reader = records.Reader(named, marker)
         self._icot = suffix == ".txt"
         self._parse = reader.icot if self._icot else reader.json
@@ -69,7 +80,7 @@ class JsonlSource:
         self._faults: list[str] = []
         self.left_out = 0
         try:
-            with open(files.regular_file(self.path), "rb") as file:
+            with open(self.path, "rb") as file:
                 self._stamp = files.stamp(file)
                 self._held = files.held(file, self.path, {*records.READ, *named.values()})
                 self._index(file, skip, "row" if suffix == ".parquet" else "line")

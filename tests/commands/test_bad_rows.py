@@ -223,6 +223,19 @@ def test_noise_that_cuts_rows_is_told(tmp_path):
     assert any("rows longer than data.seq_len=26" in note for note in assemble(tight).notes)
 
 
+def test_settings_that_do_not_fit_the_file_are_told(tmp_path):
+    path = write(tmp_path / "a.jsonl", good_rows(60))
+    same = write(tmp_path / "b.jsonl", good_rows(60))
+    notes = assemble(config(path, data={"seq_len": 32})).notes
+    (passes,) = [note for note in notes if "passes over" in note]
+    assert passes.startswith("6 steps of 8 rows: ")
+    assert not any("padding" in note or "trained on" in note for note in notes)
+    roomy = config(path, data={"seq_len": 256, "validation_path": str(same)})
+    notes = "\n".join(assemble(roomy).notes)
+    assert re.search(r"the longest row takes \d+ of data.seq_len=256 positions", notes)
+    assert "what is evaluated on is trained on" in notes
+
+
 def test_a_long_generated_problem_gives_its_place_to_another(capsys):
     # Some sums of three digits take 13 positions. Catches: a run that dies at the first of them, a
     # place that a second reading fills anew.

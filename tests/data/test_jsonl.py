@@ -232,6 +232,7 @@ def test_keys_unlike_a_known_one_are_ignored(tmp_path):
         ("trian.jsonl", "Did you mean 'train.jsonl'"),
         ("none/at/all.jsonl", "no such file"),
         ("folder.jsonl", "got a directory"),
+        ("folder", "got a directory"),
         ("empty.jsonl", "got no records"),
         ("pipe.jsonl", "no regular file"),
         ("a.csv", "wanted one of .jsonl, .ndjson, .json, .txt"),
@@ -240,6 +241,8 @@ def test_keys_unlike_a_known_one_are_ignored(tmp_path):
 def test_what_is_no_file_of_records(tmp_path, name, wanted):
     write(tmp_path / "train.jsonl", GOOD)
     (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.csv").touch()
     (tmp_path / "empty.jsonl").touch()
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(DataError) as caught:
@@ -359,6 +362,11 @@ def test_columns_that_name_nothing(tmp_path, columns, wanted):
         )
     assert wanted in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_columns_of_a_file_that_has_none(tmp_path):
+    with pytest.raises(DataError, match=r"names columns, and a \.txt file"):
+        JsonlSource(write(tmp_path / "a.txt", "q||s #### a"), ("answer=x",))
 
 
 def test_an_answer_is_parted_at_the_answer_prefix_too(tmp_path):
