@@ -65,8 +65,8 @@ class JsonlSource:
             raise DataError(f"data.columns: {error}") from None
         if named and suffix == ".txt":
             raise DataError(
-                f"{self.path}: data.columns={show(tuple(columns))} names columns, and a .txt file has "
-                "none; leave it out"
+                f"{self.path}: data.columns={show(tuple(columns))} names columns, and a .txt file "
+                "has none; leave it out"
             )
         reader = records.Reader(named, marker)
         self._icot = suffix == ".txt"

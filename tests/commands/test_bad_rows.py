@@ -240,8 +240,8 @@ def test_a_long_generated_problem_gives_its_place_to_another(capsys):
     # Some sums of three digits take 13 positions. Catches: a run that dies at the first of them, a
     # place that a second reading fills anew.
     task = {"name": "arithmetic", "max_digits": 3}
-    sections = {"task": task, "data": {"seq_len": 12, "train_problems": 5000}, "noise": {"rate": 0.0},
-                "objective": {"name": "mle"}}  # fmt: skip
+    sections = {"task": task, "data": {"seq_len": 12, "train_problems": 5000},
+                "noise": {"rate": 0.0}, "objective": {"name": "mle"}}  # fmt: skip
     with pytest.raises(C.ConfigError, match=r"an example needs 13 positions"):
         assemble(tiny_run(**sections))
     sections["data"]["bad_rows"] = "skip"
