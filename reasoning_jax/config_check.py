@@ -25,6 +25,7 @@ from reasoning_jax.config import (
 )
 from reasoning_jax.config_check_objectives import check_latent, check_sequencematch
 from reasoning_jax.config_fields import SHOWN, article, as_tuple, int_hint, nearest_name, show
+from reasoning_jax.config_unread import check_read
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -204,6 +205,7 @@ def validate(config: Config) -> None:
             f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect "
             f'on objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
         )
+    check_read(config)
     check_sequencematch(config)
     check_latent(config)
     _check_attention(config)
