@@ -13,7 +13,7 @@ import typing
 _SMALL = {
     "model.d_model": 16, "model.n_layers": 1, "model.n_heads": 2, "model.n_kv_heads": 2,
     "model.head_dim": 8, "model.d_ff": 16, "data.seq_len": 16, "data.train_problems": 50,
-    "optimizer.warmup_steps": 0, "train.steps": 2, "train.batch_rows": 8,
+    "optimizer.warmup_steps": 0, "train.steps": 3, "train.batch_rows": 8,
     "train.log_every_steps": 1, "sampling.max_actions": 4, "evaluate.problems": 4,
     "evaluate.batch_rows": 8,
 }  # fmt: skip
@@ -30,11 +30,12 @@ PROSQA = {
 # {names} are files and folders that the walk has made.
 RUNS: dict[str, dict[str, typing.Any]] = {
     "edits": {**ARITHMETIC, "objective.name": "bc"},
-    "adapters": {**ARITHMETIC, "model.n_heads": 8, "model.n_kv_heads": 8},
+    "adapters": {**ARITHMETIC, "model.n_heads": 8, "model.n_kv_heads": 8, "mesh.data": 1,
+                 "mesh.fsdp": 1},
     "matching": {**ARITHMETIC, "objective.name": "sequencematch", "noise.rate": 0.2,
                  "train.steps": 4},
     "thoughts": PROSQA,
-    "pauses": {**PROSQA, "data.train_problems": 16, "train.steps": 3,
+    "pauses": {**PROSQA, "data.train_problems": 16,
                "latent.mode": "pause_as_thought", "latent.max_latent_stage": 1},
     "removal": {**PROSQA, "latent.mode": "icot"},
     "texts": {**_SMALL, "vocab.kind": "byte", "data.source": "text", "data.path": "{texts}",
@@ -47,6 +48,9 @@ RUNS: dict[str, dict[str, typing.Any]] = {
     "built": {**_SMALL, "data.source": "tfds", "data.path": "{built}",
               "vocab.kind": "tokenizer", "objective.name": "unlikelihood", "data.seq_len": 32},
 }  # fmt: skip
+
+# The runs that evaluate: to compile it is half of a run's time. The others are told to stop.
+EVALUATED = ("edits", "thoughts", "texts")
 
 
 class Each(typing.NamedTuple):
@@ -85,7 +89,7 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "model.attention": ("edits", "explicit"),
     "model.remat": ("edits", "full"),
     "model.loss_chunk_tokens": ("edits", 64),
-    "model.pair_rows": ("removal", 2),
+    "model.pair_rows": ("removal", 10),
     "weights.path": ("records", "{weights}"),
     "weights.backspace_probability": ("records", 0.01),
     "vocab.kind": ("adapters", "byte"),
@@ -103,7 +107,7 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "data.window_chars": ("texts", 20),
     "data.reshuffle_edges": ("thoughts", True),
     "data.question_suffix": ("edits", "="),
-    "data.step_suffix": ("removal", "\n"),
+    "data.step_suffix": ("removal", " "),
     "data.answer_prefix": ("edits", "+"),
     "noise.rate": ("edits", 0.3),
     "noise.run_length": ("edits", 2),
@@ -179,7 +183,7 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "mesh.data": ("edits", Each(1, 2)),
     "mesh.fsdp": ("edits", Each(-1, 2)),
     "mesh.tensor": ("adapters", Each(-1, 8)),
-    "train.steps": ("edits", 3),
+    "train.steps": ("edits", 4),
     "train.batch_rows": ("edits", 16),
     "train.log_every_steps": ("edits", 2),
     "train.evaluate_every_steps": ("edits", 2),
@@ -217,4 +221,40 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "evaluate.thought_controls": ("thoughts", ("zeros",)),
     "evaluate.mauve": ("texts", True),
     "evaluate.feature_weights": ("texts", "{weights}"),
+}
+
+# The dials of each task: values that change its problems.
+DIALS: dict[str, dict[str, typing.Any]] = {
+    "arithmetic": {
+        "operations": ("sub",), "min_digits": 2, "max_digits": 2, "reverse": True, "pad": True,
+        "negative": False, "steps": True,
+    },
+    "add_or_sub_in_base": {
+        "operations": ("sub",), "min_base": 9, "max_base": 3, "min_digits": 2, "max_digits": 2,
+        "signed": False, "steps": True,
+    },
+    "countdown": {
+        "min_numbers": 3, "max_numbers": 5, "min_value": 9, "max_value": 20, "min_target": 60,
+        "max_target": 50,
+    },
+    "prosqa": {
+        "form": "symbolic", "family": "mirrored", "n_nodes": 20, "min_hops": 5, "max_hops": 3,
+        "parent_rate": 1.1, "first_family": 0.6, "second_family": 0.9, "depth_weight": 3.0,
+        "even_depth": True, "relabel": True, "labels": 40,
+    },
+    "prontoqa": {
+        "min_hops": 3, "max_hops": 6, "distractors": 2, "branches": 2, "property_rate": 0.1,
+        "order": "forward",
+    },
+    "gsm_chain": {
+        "min_steps": 3, "max_steps": 2, "operations": ("add",), "max_number": 20, "max_value": 100,
+        "long_steps": False,
+    },
+    "reasoning_gym": {"dataset": "leg_counting", "dials": (("min_terms", 5), ("max_terms", 6))},
+}
+# What a dial needs beside it to be read.
+BESIDE: dict[str, dict[str, typing.Any]] = {
+    "arithmetic.negative": {"operations": ("sub",)},
+    "prosqa.relabel": {"form": "symbolic"},
+    "prosqa.labels": {"form": "symbolic", "relabel": True},
 }

@@ -12,7 +12,7 @@ import jax
 
 from reasoning_jax.data import builder
 from reasoning_jax.tasks import make_task
-from tests.weights.support import GOLDEN, TOKENIZER
+from tests.weights.support import GOLDEN, TOKENIZER, edit_json
 
 _CONFIG = """
 from reasoning_jax import config as rc
@@ -47,6 +47,7 @@ def make(folder: Path) -> dict[str, Any]:
         lines = "".join(json.dumps(record) + "\n" for record in part)
         (folder / f"{name}.jsonl").write_text(lines)
     weights = Path(shutil.copytree(GOLDEN / "llama", folder / "weights"))
+    edit_json(weights / "config.json", eos_token_id=3, bos_token_id=..., pad_token_id=...)
     (weights / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     built = builder.build(
         make_task("arithmetic", max_digits=1), name="arithmetic", dials={"max_digits": 1},
