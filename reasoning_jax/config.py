@@ -254,7 +254,10 @@ class WatchdogConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. Actions that tie at
+    the border of top_k or top_p are all kept. These settings are of `sample`, `evaluate` and the
+    evaluations of `train`; rollouts have a temperature of their own (`replay.temperature`) and no
+    filters.
 
     `max_actions` counts everything executed, backspaces too; `max_new_tokens` bounds how much
     visible text there can be beyond the prompt (0: max_actions). At either limit <eos> is forced.

@@ -24,9 +24,22 @@ class Done(typing.NamedTuple):
     of: Callable[[str], Done]
 
 
-def _rows(done: Done, run: str) -> list[dict[str, typing.Any]]:
-    text = (done.at(run) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+def _configured(done: Done) -> bool:
+    return '"d_model": 16' in (done.at("faulty") / "config.json").read_text()
+
+
+def _skipped(done: Done) -> int:
+    text = (done.at("faulty") / "metrics.jsonl").read_text()
+    return sum(json.loads(line).get("steps_skipped", 0) for line in text.splitlines())
+
+
+def _of_another_step(done: Done) -> bool:
+    of = [done.at(name) / "model.safetensors" for name in ("exported", "exported_too")]
+    return of[0].read_bytes() != of[1].read_bytes()
+
+
+def _runs(done: Done, folder: str) -> list[str]:
+    return sorted(path.parent.name for path in done.at(folder).glob("*/config.json"))
 
 
 def _has(folder: str, *names: str) -> Callable[[Done], bool]:
@@ -63,10 +76,10 @@ _STUDY = "reproduce walk/exp --workdir={studied} --scale=gpu --quiet --debug"
 _EVALUATE = "evaluate --workdir={run} --checkpoint=1 --debug"
 
 FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
-    "train --config": (_TRAIN, lambda d: '"d_model": 16' in (d.at("faulty") / "config.json").read_text()),
+    "train --config": (_TRAIN, _configured),
     "train --workdir": (_TRAIN, _has("faulty", "config.json", "metrics.jsonl")),
     "train --quiet": (_TRAIN, _quiet),
-    "train --faults": (_TRAIN, lambda d: sum(r.get("steps_skipped", 0) for r in _rows(d, "faulty")) == 1),
+    "train --faults": (_TRAIN, lambda d: _skipped(d) == 1),
     "train --print_config": ("train --config={config} --print_config", _says('"d_model": 16')),
     "train --explain": ("train --config={config} --explain", _says("global batch", "config file")),
     "train --dry_run": ("train --config={config} --dry_run", _says("bytes per device")),
@@ -111,7 +124,7 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     ),
     "export --workdir": (_EXPORT, _has("exported", "model.safetensors")),
     "export --out": (_EXPORT, _has("exported", "config.json")),
-    "export --checkpoint": (_EXPORT, lambda d: _weights(d, "exported") != _weights(d, "exported_too")),
+    "export --checkpoint": (_EXPORT, _of_another_step),
     "export --debug": (_EXPORT, _debugging),
     "checkpoint --checkpoint": (
         "checkpoint verify {run} --checkpoint=1",
@@ -129,11 +142,11 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "replay --out": (_REPLAY, _has("replayed", "report.json", "batch.npz")),
     "replay --faults": (_REPLAY, _says("not finite")),
     "replay --debug": (_REPLAY, _debugging),
-    "sweep --config": (_ALL, lambda d: len(list(d.at("swept_all").glob("*/config.json"))) == 2),
+    "sweep --config": (_ALL, lambda d: _runs(d, "swept_all") == ["seed=0", "seed=1"]),
     "sweep --workdir": (_ONE, _has("swept", "sweep.json")),
-    "sweep --index": (_ONE, lambda d: [p.parent.name for p in d.at("swept").glob("*/config.json")] == ["seed=1"]),
+    "sweep --index": (_ONE, lambda d: _runs(d, "swept") == ["seed=1"]),
     "sweep --quiet": (_ONE, _quiet),
-    "sweep --all": (_ALL, lambda d: len(list(d.at("swept_all").glob("*/config.json"))) == 2),
+    "sweep --all": (_ALL, lambda d: _runs(d, "swept_all") == ["seed=0", "seed=1"]),
     "sweep --debug": (_ALL, _debugging),
     "sweep --list": (_LIST, lambda d: "seed=1" in d.out and not d.at("unswept").exists()),
     "reproduce --config": (
@@ -149,7 +162,3 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
 
 def _probed(done: Done, folder: str) -> typing.Any:
     return json.loads((done.at(folder) / "probe.json").read_text())
-
-
-def _weights(done: Done, folder: str) -> bytes:
-    return (done.at(folder) / "model.safetensors").read_bytes()

@@ -14,8 +14,8 @@ from reasoning_jax.config import Config
 _PACKAGE = str(Path(reasoning_jax.__file__).parent)
 # Modules that check, compare, show or copy values and do nothing by them.
 _NO_USERS = {
-    "config.py", "config_check.py", "config_check_objectives.py", "config_unread.py", "preflight.py",
-    "runfolder.py", "command_line.py", "main.py",
+    "config.py", "config_check.py", "config_check_objectives.py", "config_unread.py",
+    "preflight.py", "runfolder.py", "command_line.py", "main.py",
 }  # fmt: skip
 # Where a section is copied field by field: (module, section).
 _COPIES = {("assemble.py", "model")}

@@ -34,11 +34,9 @@ def get_sweep(arg=""):
 """
 
 
-@pytest.fixture(scope="module")
-def walked(tmp_path_factory):
-    """A function from a line of the table to what it did, each run once; on the devices that there
-    are: eight.
-    """
+@pytest.fixture(scope="module", params=[1, pytest.param(8, marks=pytest.mark.slow)])
+def walked(request, tmp_path_factory):
+    """A function from a line of the table to what it did, each run once; on one device or eight."""
     folder = tmp_path_factory.mktemp("flags")
     places = {"tmp": folder}
     more = {"optimizer.learning_rate": 0.5, "train.checkpoint_every_steps": 1}
@@ -88,6 +86,7 @@ def walked(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        places_lib.use_devices(patch, request.param)
         for run, config in (("run", "config"), ("thinking", "thinking_config")):
             of(f"train --config={{{config}}} --workdir={{{run}}}")
         yield of
