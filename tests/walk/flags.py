@@ -73,7 +73,7 @@ _ONE = "sweep {sweep} --workdir={swept} --index=1 --quiet"
 _ALL = "sweep --config={sweep} --workdir={swept_all} --all --debug"
 _LIST = "sweep {sweep} --workdir={unswept} --list"
 _STUDY = "reproduce walk/exp --workdir={studied} --scale=gpu --quiet --debug"
-_EVALUATE = "evaluate --workdir={run} --checkpoint=1 --debug"
+_EVALUATE = "evaluate --workdir={run} --checkpoint=1 --debug --out={evaluated}"
 
 FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "train --config": (_TRAIN, _configured),
@@ -89,6 +89,7 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     ),
     "evaluate --workdir": (_EVALUATE, _says("exact_match")),
     "evaluate --checkpoint": (_EVALUATE, _says("step 1, validation")),
+    "evaluate --out": (_EVALUATE, _has("evaluated", "eval", "samples")),
     "evaluate --debug": (_EVALUATE, _debugging),
     "evaluate --print_config": ("evaluate --workdir={run} --print_config", _says('"d_model": 16')),
     "evaluate --explain": ("evaluate --workdir={run} --explain", _says("global batch", "run")),

@@ -46,7 +46,8 @@ RUNS: dict[str, dict[str, typing.Any]] = {
                 "model.n_kv_heads": 4, "model.head_dim": 32, "model.d_ff": 512,
                 "vocab.kind": "weights", "objective.name": "bc"},
     "built": {**_SMALL, "data.source": "tfds", "data.path": "{built}",
-              "vocab.kind": "tokenizer", "objective.name": "unlikelihood", "data.seq_len": 32},
+              "vocab.kind": "tokenizer", "objective.name": "unlikelihood", "data.seq_len": 32,
+              "model.rope_factor": 4.0},
 }  # fmt: skip
 
 # The runs that evaluate: to compile it is half of a run's time. The others are told to stop.
@@ -74,6 +75,11 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "model.position": ("edits", "learned"),
     "model.max_positions": ("edits", 48),
     "model.rope_theta": ("adapters", 500.0),
+    "model.rope_scaling": ("built", "yarn"),
+    "model.rope_beta_fast": ("built", 16.0),
+    "model.rope_beta_slow": ("built", 2.0),
+    "model.rope_attention_factor": ("built", 1.5),
+    "model.rope_truncate": ("built", False),
     "model.rope_factor": ("adapters", 4.0),
     "model.rope_low_frequency": ("adapters", 2.0),
     "model.rope_high_frequency": ("adapters", 8.0),
