@@ -108,10 +108,13 @@ class WeightsConfig:
     With a path, the architecture is read from there and must not be set under `model`.
     `backspace_probability`: the new output row of <backspace> starts with about this probability
     (on a few training examples); 0 leaves it the mean of all rows.
+    `latent_rows`: the rows that <bot>, <eot> and <latent> start with, in embedding and unembedding:
+    the "mean" of all, or that of the one token of a text, as "<<" in the published Coconut code.
     """
 
     path: str = ""
     backspace_probability: float = number(0.001, 0.0, below=1.0)
+    latent_rows: str = "mean"
 
 
 @dataclass(frozen=True)

@@ -146,13 +146,20 @@ def validate(config: Config) -> None:
                 )
     else:
         _check_architecture(model)
-        if config.weights != WeightsConfig():
-            raise ConfigError(
-                f"weights.backspace_probability={config.weights.backspace_probability} has no "
-                "effect without weights.path; give a path, or leave it out"
-            )
+        for name in ("backspace_probability", "latent_rows"):
+            value = getattr(config.weights, name)
+            if value != getattr(WeightsConfig(), name):
+                raise ConfigError(
+                    f"weights.{name}={show(value)} has no effect without weights.path; give a "
+                    "path, or leave it out"
+                )
         if config.vocab.kind == "weights":
             raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
+    if config.weights.latent_rows != WeightsConfig().latent_rows and not config.vocab.latent:
+        raise ConfigError(
+            f"weights.latent_rows={show(config.weights.latent_rows)} has no effect without "
+            "vocab.latent=True; set it, or leave latent_rows out"
+        )
     if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):
         raise ConfigError(
             'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '

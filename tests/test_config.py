@@ -750,8 +750,11 @@ def random_config(rng):
     if get("vocab.kind") == "weights":
         changes = {k: v for k, v in changes.items() if k[6:] not in C.ARCHITECTURE_FIELDS}
         changes["weights.path"] = "smollm2"
+        if "weights.latent_rows" in changes:
+            changes["vocab.latent"] = True
     else:
         changes.pop("weights.backspace_probability", None)
+        changes.pop("weights.latent_rows", None)
         for name, parts in (("n_kv_heads", tensor), ("d_ff", tensor), ("d_model", fsdp)):
             changes[f"model.{name}"] = parts * rng.randint(1, 50)
         changes["model.n_heads"] = get("model.n_kv_heads") * rng.randint(1, 4)
