@@ -216,7 +216,8 @@ def validate(config: Config) -> None:
     if optimizer.warmup_steps >= train.steps and optimizer.warmup_steps > 0:
         raise ConfigError(
             f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps="
-            f"{train.steps}"
+            f"{train.steps}; write --config.optimizer.warmup_steps={train.steps // 20}, or -1 for "
+            "the share optimizer.warmup_fraction of the steps"
         )
     if config.lora.train_also and not config.lora.rank:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`reasoning-jax COMMAND --config=FILE[:ARG] --workdir=DIR --config.a.b=value`: the commands.
+"""`reasoning-jax COMMAND CONFIG[:ARG] or RUN, --workdir=DIR --config.a.b=value`: the commands.
 
 Only dispatches: the table below has a row a command. Every error of the user's ends here as at most
 six lines on stderr and the exit code of its kind, before a backend starts wherever that is
@@ -21,7 +21,7 @@ from reasoning_jax import command_line
 from reasoning_jax.command_line import USAGE, Command
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.config_check import from_dict
-from reasoning_jax.config_file import open_config_file
+from reasoning_jax.config_file import open_config_file, place_of, split
 from reasoning_jax.exit_codes import EXIT_OK, EXIT_USAGE, UsageError, exit_code, first_lines
 from reasoning_jax.preflight import check_files, check_task
 
@@ -60,6 +60,9 @@ def _run(argv: list[str]) -> int:
         print(command_line.flag_list())
         return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
     command = argv[1]
+    if command in ("--version", "version", "-V"):
+        print(command_line.version())
+        return EXIT_OK
     if command not in _COMMANDS:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
@@ -76,10 +79,12 @@ def _config(known: flags.FlagValues, command: str) -> Config:
     if known.config is None:
         need = "--workdir=DIR of a run" if _COMMANDS[command].of_run else "--config=FILE"
         raise UsageError(f"{command} needs {need}\n{USAGE}")
+    overridden = config_flags.get_override_values(known["config"])
+    file, _ = split(command_line.config_file(known))
     try:
         config = from_dict(known.config.to_dict())
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{place_of(file, str(error), overridden)}{error}") from None
     except Exception as error:
         raise ConfigError(f"the config cannot be read: {first_lines(error)}") from None
     check_task(config)
@@ -109,7 +114,7 @@ def _shown(known: flags.FlagValues, command: str, config: Config) -> int | None:
     if known.explain:
         from reasoning_jax.commands.config import explain
 
-        of_run = command_line.is_saved_config(config_flags.get_config_filename(known["config"]))
+        of_run = command_line.is_saved_config(command_line.config_file(known))
         keys = list(config_flags.get_override_values(known["config"]))
         return explain(config, "run" if of_run else "config file", keys)
     return None
@@ -267,10 +272,9 @@ def _sweep(known: flags.FlagValues, _: list[str]) -> int:
     from reasoning_jax.commands import sweep
 
     index = sweep.choose(known.index, known.all, known.list)
-    name, colon, arg = config_flags.get_config_filename(known["config"]).partition(":")
+    name, arg = split(command_line.config_file(known))
     common = config_flags.get_override_values(known["config"])
-    call = open_config_file(name)
-    runs = sweep.resolve_file(call, arg if colon else None, workdir, common)
+    runs = sweep.resolve_file(open_config_file(name), arg, workdir, common)
     if known.list:
         return sweep.list_runs(runs, workdir)
     if known.debug:
@@ -284,7 +288,7 @@ def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
     workdir = _workdir(known, "reproduce")
     from reasoning_jax.commands import reproduce
 
-    file, given = config_flags.get_config_filename(known["config"]).partition(":")[::2]
+    file, given = split(command_line.config_file(known))
     if given:
         raise UsageError(f"reproduce takes its scale as --scale=NAME, not as :{given}")
     if known.debug:
@@ -316,47 +320,58 @@ def _experiment(name: str) -> Path:
 # A row a command.
 _COMMANDS = {
     "train": Command(
-        "train (or continue) the run in --workdir",
+        "CONFIG[:ARG] --workdir=RUN: train, or go on with, a run",
         ("config", "workdir", "print_config", "explain", "dry_run", "debug", "quiet", "faults"),
         _train,
+        roles=("config",),
     ),
     "evaluate": Command(
-        "evaluate a checkpoint of the run in --workdir",
+        "RUN: evaluate a checkpoint",
         ("config", "workdir", "print_config", "explain", "debug", "checkpoint"),
         _evaluate,
+        roles=("workdir",),
         of_run=True,
     ),
     "sample": Command(
-        "continue --prompt or each line of --prompt_file with a checkpoint",
+        "RUN: continue --prompt or each line of --prompt_file with a checkpoint",
         ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
         _sample,
+        roles=("workdir",),
         of_run=True,
     ),
     "report": Command(
-        "RUN [RUN ...]: one HTML page over run folders", ("out",), _report, words=None
+        "RUN [RUN ...]: one HTML page over run folders",
+        ("out",),
+        _report,
+        words=None,
+        also=("workdir",),
     ),
     "data": Command(
-        "build: write a task's problems under --out; shortcuts: ProsQA answered without search",
+        "build CONFIG: write a task's problems to --out; shortcuts CONFIG: ProsQA without search",
         ("config", "debug", "out", "problems"),
         _data,
         words=1,
+        roles=("config",),
     ),
     "config": Command(
         "diff A B: what tells two configs or runs apart; show A: one of them, explained",
         (),
         _config_command,
         words=3,
+        also=("config", "workdir"),
     ),
     "probe": Command(
-        "look into the thoughts of the run in --workdir: numbers, pictures, a page",
+        "RUN: look into its thoughts: numbers, pictures, a page",
         ("config", "workdir", "debug", "checkpoint", "problem", "problems", "prompt", "out"),
         _probe,
+        roles=("workdir",),
         of_run=True,
     ),
     "export": Command(
-        "write a checkpoint as a Hugging Face folder to --out",
+        "RUN: write a checkpoint as a Hugging Face folder to --out",
         ("config", "workdir", "debug", "checkpoint", "out"),
         _export,
+        roles=("workdir",),
         of_run=True,
     ),
     "checkpoint": Command(
@@ -364,23 +379,26 @@ _COMMANDS = {
         ("checkpoint", "out"),
         _checkpoint,
         words=3,
+        also=("workdir",),
     ),
     "replay": Command(
-        "compute step --step of the run in --workdir once more: loss, gradients, its batch",
+        "RUN: compute step --step once more: loss, gradients, its batch",
         ("config", "workdir", "debug", "step", "out", "faults"),
         _replay,
+        roles=("workdir",),
         of_run=True,
     ),
     "sweep": Command(
         "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
         ("config", "workdir", "index", "all", "list", "debug", "quiet"),
         _sweep,
-        config_word=str,
+        roles=("config",),
     ),
     "reproduce": Command(
         "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
         ("config", "workdir", "scale", "debug", "quiet"),
         _reproduce,
+        roles=("config",),
         config_word=_experiment,
     ),
 }

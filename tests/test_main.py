@@ -84,7 +84,33 @@ REFUSED = {
     "flag of another command": ("train --config={q} --workdir={new} --checkpoint=3", 2,
                                 ["train does not take --checkpoint", "--workdir"]),
     "prompt for evaluate": ("evaluate --workdir={run} --prompt=1", 2, ["does not take --prompt"]),
-    "workdir for report": ("report {run} --workdir={run}", 2, ["does not take --workdir"]),
+    "a flag for config": ("config show {q} --checkpoint=1", 2, ["does not take --checkpoint"]),
+    "a config and another": ("train {q} --config={q}x --workdir={new}", 2, ["no such file"]),
+    "another config and one": ("train {q}x --config={q} --workdir={new}", 2,
+                               ["unexpected argument", "the config is", "already"]),
+    "a run and another": ("evaluate {run} --workdir={bare}", 2,
+                          ["unexpected argument", "the run folder is", "bare' already"]),
+    "two runs": ("sample {run} {bare} --prompt=1", 2, ["unexpected argument", "already"]),
+    "two words for train": ("train {q} {new}", 2, ["unexpected argument", "--workdir=DIR"]),
+    "a word that lost its dashes": ("train train.steps=3 --workdir={new}", 2,
+                                    ["did you mean --config.train.steps=3?"]),
+    "a run that is not there": ("evaluate {new}", 2, ["config.json", "run folder"]),
+    "a config for checkpoint": ("checkpoint verify {run} --config={q}", 2,
+                                ["checkpoint does not take --config"]),
+    "two of checkpoint": ("checkpoint list {run} --workdir={bare}", 2, ["checkpoint knows"]),
+    "words behind dashes": ("train {q} --workdir={new} -- --config.seed=3", 2,
+                            ["'--config.seed=3'", "did you mean --config.seed=3?"]),
+    "a flag of elsewhere": ("train {q} --workdir={new} --resume", 2,
+                            ["unknown flag --resume", "the same line goes on"]),
+    "epochs": ("train {q} --workdir={new} --epochs=3", 2, ["--config.train.steps=N"]),
+    "a section by its name": ("train {q} --workdir={new} --config.objective=bc", 2,
+                              ["a section", "did you mean --config.objective.name=bc?"]),
+    "a section by its kind": ("train {q} --workdir={new} --config.vocab=byte", 2,
+                              ["did you mean --config.vocab.kind=byte?"]),
+    "a section by a task": ("train {q} --workdir={new} --config.task=countdwon", 2,
+                            ["did you mean --config.task.name=countdown?"]),
+    "a section by a path": ("train {q} --workdir={new} --config.weights=a/b", 2,
+                            ["did you mean --config.weights.path=a/b?"]),
     "no config": ("train --workdir={new}", 2, ["train needs --config=FILE"]),
     "no workdir": ("train --config={q}", 2, ["train needs --workdir=DIR"]),
     "empty workdir": ("train --config={q} --workdir=", 2, ["needs --workdir=DIR"]),
@@ -190,10 +216,8 @@ REFUSED = {
                     ["--index=I, --all or --list", "SLURM_ARRAY_TASK_ID"]),
     "sweep one and all": ("sweep {sweep} --workdir={new} --index=0 --all", 2, ["takes one of"]),
     "sweep all and list": ("sweep {sweep} --workdir={new} --all --list", 2, ["takes one of"]),
-    "sweep two configs": ("sweep {sweep} --config={sweep} --workdir={new} --all", 2,
-                          ["unexpected argument", "one CONFIG"]),
-    "sweep config last": ("sweep --workdir={new} --all {sweep}", 2,
-                          ["unexpected argument", "right after the command"]),
+    "sweep two configs": ("sweep {sweep} --config={q} --workdir={new} --all", 2,
+                          ["unexpected argument", "already"]),
     "sweep by a word": ("sweep {sweep} --workdir={new} --index=first", 2, ["index", "first"]),
     "sweep beyond": ("sweep {sweep} --workdir={new} --index=2", 2, ["index 2", "0 to 1"]),
     "sweep before": ("sweep {sweep} --workdir={new} --index=-1", 2, ["index -1", "0 to 1"]),
@@ -272,6 +296,18 @@ ACCEPTED = {
     "list": "sweep {sweep}:seed=5 --workdir={new} --list --config.train.steps=9",
     "list by flag": "sweep --list --workdir {new} --config {sweep}:seed=5",
     "print of a run": "evaluate --workdir={run} --print_config --config.evaluate.problems=3",
+    "print by a word": "evaluate {run} --print_config --config.evaluate.problems=3",
+    "print by a last word": "evaluate --config.evaluate.problems 3 --print_config {run}",
+    "print by a word and a flag": (
+        "evaluate {run}/ --workdir={run} --config.evaluate.problems=3 --print_config"
+    ),
+    "print by words": "train {q}:objective=mle,seed=3 --print_config",
+    "print by a late word": "train --workdir {new} --print_config --quiet {q}:objective=mle,seed=3",
+    "print behind a switch": (
+        "train --config.task.reverse --config.vocab.backspace --print_config {q}"
+    ),
+    "list by a late word": "sweep --workdir={new} --list {sweep}:seed=5",
+    "version": "--version",
 }
 
 CONFIG_FILES = {
@@ -405,9 +441,14 @@ def test_printed_configs_are_configs(results, places):
     plain["evaluate"]["problems"] = 3
     assert printed("print of a run") == K.from_dict(plain)
     assert printed("last workdir") == tiny()
+    for name in ("word", "last word", "word and a flag"):
+        assert printed(f"print by a {name}") == printed("print of a run")
+    for name in ("words", "a late word"):
+        assert printed(f"print by {name}") == printed("print")
+    assert dict(printed("print behind a switch").task.dials)["reverse"] is True
 
 
-@pytest.mark.parametrize("name", ["list", "list by flag"])
+@pytest.mark.parametrize("name", ["list", "list by flag", "list by a late word"])
 def test_a_sweep_is_listed(results, name):
     code, out, err, started = results[name]
     assert (code, err, started) == (0, "", False)

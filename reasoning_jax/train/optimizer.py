@@ -17,6 +17,13 @@ Schedule = Callable[[Any], Any]
 Mask = Mapping[str, bool]
 
 
+def warmup_steps(config: OptimizerConfig, steps: int) -> int:
+    """Steps of warm-up in a training of `steps`: as many as are set, or their share of all."""
+    if config.warmup_steps >= 0:
+        return config.warmup_steps
+    return min(round(config.warmup_fraction * steps), max(steps - 1, 0))
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     """Learning rate over steps: linear warm-up from 0, then the schedule's own shape.
 
@@ -24,7 +31,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     falls linearly over the last decay_fraction of the steps.
     """
     peak, end = config.learning_rate, config.learning_rate * config.final_fraction
-    rest = max(1, steps - config.warmup_steps)
+    rising = warmup_steps(config, steps)
+    rest = max(1, steps - rising)
     decay = max(1, round(steps * config.decay_fraction))
     shapes: dict[str, Schedule] = {
         "constant": optax.constant_schedule(peak),
@@ -32,10 +40,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
         "linear": optax.linear_schedule(peak, end, rest),
         "wsd": optax.linear_schedule(peak, end, decay, max(0, rest - decay)),
     }
-    if not config.warmup_steps:
+    if not rising:
         return shapes[config.schedule]
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, shapes[config.schedule]], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, peak, rising)
+    return optax.join_schedules([warmup, shapes[config.schedule]], [rising])
 
 
 def matching(patterns: Iterable[str], paths: Iterable[str], key: str) -> set[str]:
