@@ -28,7 +28,7 @@ __all__ = [
     "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
     "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
     "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
-    "parse_arg", "to_dict",
+    "parse_arg", "to_dict", "warmup_steps",
 ]  # fmt: skip
 
 
@@ -187,6 +187,13 @@ class OptimizerConfig:
     accumulate: int = number(1, 1)
     no_decay: tuple[str, ...] = ("norm|bias|embedding",)
     freeze: tuple[str, ...] = ()
+
+
+def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:
+    """Steps of warm-up in a training of `steps`: as many as are set, or their share of all."""
+    if optimizer.warmup_steps >= 0:
+        return optimizer.warmup_steps
+    return min(round(optimizer.warmup_fraction * steps), max(steps - 1, 0))
 
 
 @dataclass(frozen=True)

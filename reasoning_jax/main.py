@@ -87,6 +87,11 @@ def _config(known: flags.FlagValues, command: str) -> Config:
         raise ConfigError(f"{place_of(file, str(error), overridden)}{error}") from None
     except Exception as error:
         raise ConfigError(f"the config cannot be read: {first_lines(error)}") from None
+    if "optimizer.warmup_fraction" in overridden and config.optimizer.warmup_steps >= 0:
+        raise UsageError(
+            "optimizer.warmup_fraction has no effect with optimizer.warmup_steps="
+            f"{config.optimizer.warmup_steps}; write --config.optimizer.warmup_steps=-1, too"
+        )
     check_task(config)
     if known.debug:
         _switch_on_debugging()

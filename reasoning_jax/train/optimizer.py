@@ -11,17 +11,10 @@ import optax
 from optax import contrib
 
 from reasoning_jax import sharding
-from reasoning_jax.config import ConfigError, OptimizerConfig
+from reasoning_jax.config import ConfigError, OptimizerConfig, warmup_steps
 
 Schedule = Callable[[Any], Any]
 Mask = Mapping[str, bool]
-
-
-def warmup_steps(config: OptimizerConfig, steps: int) -> int:
-    """Steps of warm-up in a training of `steps`: as many as are set, or their share of all."""
-    if config.warmup_steps >= 0:
-        return config.warmup_steps
-    return min(round(config.warmup_fraction * steps), max(steps - 1, 0))
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
