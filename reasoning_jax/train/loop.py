@@ -6,10 +6,9 @@ tasks. Exit codes: 0 done, 42 preempted and saved. A watchdog ends it with 134 i
 
 from __future__ import annotations
 
+import contextlib
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,15 +32,15 @@ from reasoning_jax.train.checkpoint import (
 )
 from reasoning_jax.train.compilation import CompileCounter
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
-from reasoning_jax.train.flops import peak_flops, train_flops_per_token
 from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, drop_rows
 from reasoning_jax.train.nonfinite import DUMPS, Diverged, NonfiniteGuard, diagnose, dump_batch
+from reasoning_jax.train.pace import Pace, Rate
+from reasoning_jax.train.preemption import DONE, PREEMPTED, Preemption
 from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.state_hash import of_state
 from reasoning_jax.train.step import Gradients, Step
 from reasoning_jax.train.watchdog import Watchdog
 
-DONE, PREEMPTED = 0, 42
 # As `train.step` names the function that it jits.
 STEP_NAME = "train_step"
 # Saves that may fail one after the other before training ends.
@@ -72,40 +71,6 @@ class Run:
     debug: bool = False
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
     faults: FaultPlan = NO_FAULTS
-
-
-class Preemption:
-    """Turns SIGTERM and SIGINT into a flag for the duration of a `with` block.
-
-    Of two nested blocks the outer one's flag is set too, and the inner one begins with it.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Preemption:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        self.requested |= any(outer.requested for outer in self._outer())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del frame
-        if self.requested:
-            raise KeyboardInterrupt(f"second signal {number} while saving")
-        self.requested = True
-        for outer in self._outer():
-            outer.requested = True
-
-    def _outer(self) -> list[Preemption]:
-        owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
-        return [owner for owner in owners if isinstance(owner, Preemption)]
 
 
 def restore_if_any(
@@ -202,41 +167,49 @@ class _Loop:
         if not self.start:
             checkpoints.folder.mkdir(parents=True, exist_ok=True)
             _check_room(checkpoints.folder, self.state, run.source.arrays())
-        self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet)
+        self.pace = Pace(self.start, self.config.steps)
+        self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet, self.pace)
+        compiled.heard = self.compiling
         self.guard = NonfiniteGuard(
             run.workdir, self.config.skipped_steps_limit, self.writer.say,
             meta.get("skipped_in_a_row", 0),
         )  # fmt: skip
         drop_rows(run.workdir / nonfinite.FILE, self.start + 1)
-        self.rate = _Rate(run)
+        self.rate = Rate(run.config, run.model)
         # The last dispatched step until it is looked at: number, what was not finite, its batch.
         self.unseen: tuple[int, Any, Callable[[], dict[str, Any]]] | None = None
         self.batch: Any = None
-        if self.start:
+        if 0 < self.start < self.config.steps:
             self.writer.say(f"resumed from step {self.start} of {checkpoints.folder}")
 
     def go(self, preemption: Preemption) -> int:
         config, faults = self.config, self.run.faults
+        if self.start >= config.steps:
+            self.writer.say(
+                f"already at step {self.start} of {config.steps}; for more set "
+                f"--config.train.steps={2 * self.start}"
+            )
+            self.run.state = self.state
+            return DONE
         if self.start == 0 and config.evaluate_every_steps:
             self.evaluate(0)
+        self.pace.begin()
         for step in range(self.start + 1, config.steps + 1):
             last, first = step == config.steps, step == self.start + 1
             self.watchdog.begin("compile" if first else "step", step)
-            began = time.monotonic()
             faults.reach("data", step)
-            self.take(step)
-            if first:
-                jax.block_until_ready(self.state.step)
-                passed = self.watch.elapsed()
-                self.writer.say(f"first step {step} done {passed:.1f} s after the loop began")
-            else:
-                self.watchdog.step_done(time.monotonic() - began)
-            due_log = step % config.log_every_steps == 0
+            with self.first_step() if first else contextlib.nullcontext():
+                self.take(step)
+            due_log = step % config.log_every_steps == 0 or last
             due_evaluation = _due(step, config.evaluate_every_steps) or last
             stopping = preemption.requested
             due_save = step % config.checkpoint_every_steps == 0 or last or stopping
-            if due_log or due_evaluation or due_save:
-                self.look()
+            if first or due_log or due_evaluation or due_save:
+                self.wait()
+            self.watchdog.step_done(self.pace.step_done(step))
+            if first:
+                passed = self.watch.elapsed()
+                self.writer.say(f"first step {step} done {passed:.1f} s after the loop began")
             if due_log:
                 self.log(step)
             if due_evaluation:
@@ -246,7 +219,7 @@ class _Loop:
             self.report_failed_saves()
             if stopping and not last:
                 self.finish_save(step)
-                self.writer.say(f"preempted: saved step {step}, exit {PREEMPTED} (run again)")
+                self.writer.say(preemption.text(step))
                 return PREEMPTED
         self.finish_save(config.steps)
         self.run.state = self.state
@@ -257,6 +230,8 @@ class _Loop:
         run = self.run
         with self.watch.measure("data"):
             self.state, self.batch = next_batch(run, self.state)
+        for purpose, seconds in run.source.seconds().items():
+            self.watch.move("data", purpose, seconds)
         run.faults.reach("step", step)
         with self.watch.measure("step"):
             try:
@@ -269,6 +244,22 @@ class _Loop:
                 check_identities(metrics, step)
             self.look()
             self.unseen = (step, broken, run.source.describe())
+
+    def wait(self) -> None:
+        """Wait for the device, so that no time of steps falls to what comes next."""
+        with self.watch.measure("step"):
+            self.look()
+            jax.block_until_ready(self.state)
+
+    def first_step(self) -> contextlib.AbstractContextManager[None]:
+        return self.pace.doing("compiling the training step")
+
+    def compiling(self, seconds: float, name: str) -> None:
+        """Some function was traced or compiled until now."""
+        now = time.perf_counter()
+        self.pace.compiled(now - seconds, now)
+        if name == STEP_NAME:
+            self.pace.traced("the training step for rows of another shape")
 
     def look(self) -> None:
         """Wait for the step that was dispatched last, and see whether it was skipped."""
@@ -300,12 +291,13 @@ class _Loop:
     def log(self, step: int) -> None:
         config, run = self.config, self.run
         with self.watch.measure("step"):
+            tokens = round(self.sums.total("tokens"))
+            tokens_here = round(self.sums.total("tokens", here=True))
+            skipped = round(self.sums.total("steps_skipped"))
             means = self.sums.finish()
-        skipped = round(means.pop("steps_skipped", 0.0) * config.log_every_steps)
-        done = config.log_every_steps - skipped
-        tokens = round(means.pop("tokens", 0.0) * done)
         # Of nothing there is no mean.
-        means = {**means, "tokens": tokens} if done > 0 else {"tokens": 0}
+        nothing = means.pop("steps_skipped") == 1
+        means = {"tokens": 0} if nothing else {**means, "tokens": tokens}
         row = {"step": step, "split": "train", **run.source.meta(), **means}
         row["steps_skipped"] = skipped
         if _due(step // config.log_every_steps, config.hash_every_logs):
@@ -315,10 +307,18 @@ class _Loop:
         run.faults.reach("log", step)
         if self.checkpoints.failed_in_a_row:
             times["failed_saves"] = self.checkpoints.failed_in_a_row
-        self.writer.write({**row, "time": {**times, **self.rate.measure(tokens, times)}})
+        times |= self.rate.measure(tokens_here, self.pace.row())
+        left = self.pace.remaining()
+        if left is not None:
+            times["remaining_s"] = round(left, 1)
+        self.writer.write({**row, "time": times})
 
     def evaluate(self, step: int) -> None:
-        with self.watch.measure("evaluate"), self.watchdog.phase("evaluate", step):
+        with (
+            self.watch.measure("evaluate"),
+            self.watchdog.phase("evaluate", step),
+            self.pace.away("evaluating"),
+        ):
             self.run.faults.reach("evaluate", step)
             values = self.run.evaluate(self.state)
         row = {"step": step, "split": "validation", **self.run.source.meta(), **values}
@@ -329,6 +329,7 @@ class _Loop:
         with (
             self.watch.measure("checkpoint"),
             self.watchdog.phase("checkpoint", int(self.state.step)),
+            self.pace.away("saving"),
         ):
             meta = {
                 **self.run.meta, **source.meta(), "unfinished_metrics": self.sums.save(),
@@ -405,28 +406,6 @@ def check_identities(metrics: dict[str, Any], step: int) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Rate:
-    """Throughput of an interval, from its tokens and the seconds its steps took."""
-
-    def __init__(self, run: Run):
-        self._flops = train_flops_per_token(run.model, run.config.data.seq_len)
-        device = jax.devices()[0]
-        peak = run.config.train.peak_flops or peak_flops(device.device_kind)
-        self._peak = peak * jax.device_count() if peak else None
-
-    def measure(self, tokens: int, times: dict[str, float]) -> dict[str, float | None]:
-        seconds = times.get("step_s", 0.0) + times.get("data_s", 0.0)
-        if not seconds or not tokens:
-            return {}
-        per_second = tokens / seconds
-        flops = per_second * self._flops
-        return {
-            "tokens_per_s": round(per_second, 1),
-            "model_flops_per_s": round(flops, 1),
-            "mfu": round(flops / self._peak, 4) if self._peak else None,
-        }
 
 
 def validation_loss(
