@@ -87,6 +87,7 @@ _SWITCHES = {
     "dry_run": "Print shapes, memory and batch tree on these devices; allocate nothing.",
     "debug": "Checks for NaN, leaked tracers, reused keys; explains recompilation.",
     "quiet": "No progress lines.",
+    "json": "sample: a JSON object a completion, a line each.",
     "all": "sweep: every run, one after the other.",
     "list": "sweep: print the runs and train none.",
 }

@@ -91,8 +91,8 @@ def _refuse_misspelt(text: str, name: str, defaults: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(other[:80], defaults, n=1, cutoff=0.75)
         if given and near:
             raise ConfigError(
-                f"config argument {show(other)} is unknown; did you mean {near[0]}? If it is a part "
-                f"of {name}, put quotes around that: {name}='{show(text)[1:-1]}'"
+                f"config argument {show(other)} is unknown; did you mean {near[0]}? If it is a "
+                f"part of {name}, put quotes around that: {name}='{show(text)[1:-1]}'"
             )
 
 

@@ -17,12 +17,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from reasoning_jax import command_line
+from reasoning_jax import command_line, screen
 from reasoning_jax.command_line import USAGE, Command
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.config_file import open_config_file, place_of, split
-from reasoning_jax.exit_codes import EXIT_OK, EXIT_USAGE, UsageError, exit_code, first_lines
+from reasoning_jax.exit_codes import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    UsageError,
+    exit_code,
+    first_lines,
+)
 from reasoning_jax.preflight import check_files, check_task
 
 
@@ -43,6 +50,9 @@ def run(argv: list[str]) -> int:
         # The reader of our output has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except KeyboardInterrupt as error:
+        print(f"stopped: {error}" if str(error) else "stopped by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except Exception as error:
         code = exit_code(error)
         if code is None:
@@ -67,7 +77,9 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
         raise UsageError(f"unknown command {command!r}; {hint}\n{USAGE}")
-    return _COMMANDS[command].run(*command_line.parse(argv, _COMMANDS[command]))
+    known, words = command_line.parse(argv, _COMMANDS[command])
+    with screen.quiet(known.quiet):
+        return _COMMANDS[command].run(known, words)
 
 
 def commands() -> list[str]:
@@ -165,7 +177,9 @@ def _sample(known: flags.FlagValues, _: list[str]) -> int:
     from reasoning_jax.commands import sample
 
     prompts = [known.prompt] if known.prompt is not None else sample.read_prompts(known.prompt_file)
-    return sample.sample(config, workdir, prompts, known.samples, known.checkpoint)
+    return sample.sample(
+        config, workdir, prompts, known.samples, known.checkpoint, as_json=known.json
+    )
 
 
 def _report(known: flags.FlagValues, runs: list[str]) -> int:
@@ -332,14 +346,24 @@ _COMMANDS = {
     ),
     "evaluate": Command(
         "RUN: evaluate a checkpoint",
-        ("config", "workdir", "print_config", "explain", "debug", "checkpoint"),
+        ("config", "workdir", "print_config", "explain", "debug", "quiet", "checkpoint"),
         _evaluate,
         roles=("workdir",),
         of_run=True,
     ),
     "sample": Command(
         "RUN: continue --prompt or each line of --prompt_file with a checkpoint",
-        ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
+        (
+            "config",
+            "workdir",
+            "debug",
+            "quiet",
+            "checkpoint",
+            "prompt",
+            "prompt_file",
+            "samples",
+            "json",
+        ),
         _sample,
         roles=("workdir",),
         of_run=True,
@@ -353,7 +377,7 @@ _COMMANDS = {
     ),
     "data": Command(
         "build CONFIG: write a task's problems to --out; shortcuts CONFIG: ProsQA without search",
-        ("config", "debug", "out", "problems"),
+        ("config", "debug", "quiet", "out", "problems"),
         _data,
         words=1,
         roles=("config",),
@@ -367,14 +391,24 @@ _COMMANDS = {
     ),
     "probe": Command(
         "RUN: look into its thoughts: numbers, pictures, a page",
-        ("config", "workdir", "debug", "checkpoint", "problem", "problems", "prompt", "out"),
+        (
+            "config",
+            "workdir",
+            "debug",
+            "quiet",
+            "checkpoint",
+            "problem",
+            "problems",
+            "prompt",
+            "out",
+        ),
         _probe,
         roles=("workdir",),
         of_run=True,
     ),
     "export": Command(
         "RUN: write a checkpoint as a Hugging Face folder to --out",
-        ("config", "workdir", "debug", "checkpoint", "out"),
+        ("config", "workdir", "debug", "quiet", "checkpoint", "out"),
         _export,
         roles=("workdir",),
         of_run=True,
@@ -388,7 +422,7 @@ _COMMANDS = {
     ),
     "replay": Command(
         "RUN: compute step --step once more: loss, gradients, its batch",
-        ("config", "workdir", "debug", "step", "out", "faults"),
+        ("config", "workdir", "debug", "quiet", "step", "out", "faults"),
         _replay,
         roles=("workdir",),
         of_run=True,

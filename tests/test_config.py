@@ -273,7 +273,7 @@ RULES = {
     ),
     "warm-up ends": (
         {"optimizer.warmup_steps": 100, "train.steps": 100},
-        ["optimizer.warmup_steps=100", "train.steps=100", "write --config.optimizer.warmup_steps=5"],
+        ["optimizer.warmup_steps=100", "train.steps=100", "--config.optimizer.warmup_steps=5"],
         {"train.steps": 101},
     ),
     "adapters freeze by themselves": (

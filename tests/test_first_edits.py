@@ -19,7 +19,8 @@ WARMUP = {
     "coconut/gsm.py:scale=gpu": (30_000, 100), "coconut/gsm.py:scale=paper": (75_000, 0),
     "coconut/prosqa.py:scale=paper": (None, 0), "coconut/prosqa_symbolic.py:scale=smoke": (10, 2),
     "coconut/prosqa_symbolic.py:scale=paper": (None, 0), "quickstart.py": (2000, 100),
-    "sequencematch/text.py:scale=cpu": (700, 35), "sequencematch/arithmetic.py:scale=paper": (15_000, 750),
+    "sequencematch/text.py:scale=cpu": (700, 35),
+    "sequencematch/arithmetic.py:scale=paper": (15_000, 750),
 }  # fmt: skip
 
 
@@ -57,7 +58,8 @@ def edits(leaves):
     for other in (1, 2, 8, rows * 2, max(1, rows // 2)):
         yield "train.batch_rows", other
     yield from (
-        ("seed", 3), ("evaluate.problems", 1), ("evaluate.batch_rows", 4), ("train.log_every_steps", 1),
+        ("seed", 3), ("evaluate.problems", 1), ("evaluate.batch_rows", 4),
+        ("train.log_every_steps", 1),
         ("train.evaluate_every_steps", 10), ("train.checkpoint_every_steps", 10),
         ("evaluate.samples_per_problem", 1), ("evaluate.samples_per_problem", 3),
         ("optimizer.learning_rate", 1e-4), ("data.train_problems", 100),
@@ -76,20 +78,25 @@ def test_an_edit_is_taken_or_says_what_else_to_write(name):
         values = values_of(base)
         change(values, key, value)
         for _ in range(3):
-            try:
-                config = from_dict(values)
-            except ConfigError as error:
-                advice = re.search(r"write --config\.([a-z_.0-9]+)=([^;, ]+(?:,[0-9]+)*)", str(error))
-                assert advice, (key, value, error)
-                wanted = advice[1]
-                assert wanted != key, error
-                change(values, wanted, read(advice[2].rstrip(","), base.leaves[wanted]))
-            else:
-                if not config.weights.path:
-                    check_devices(config, config.model, 1)
+            config, said = taken(values)
+            if config is not None:
                 break
-        else:
-            raise AssertionError(f"{key}={value} was not accepted after three times of advice")
+            advice = re.search(r"write --config\.([a-z_.0-9]+)=([^;, ]+(?:,[0-9]+)*)", said)
+            assert advice, (key, value, said)
+            wanted = advice[1]
+            assert wanted != key, said
+            change(values, wanted, read(advice[2].rstrip(","), base.leaves[wanted]))
+        assert config is not None, (key, value, said)
+        if not config.weights.path:
+            check_devices(config, config.model, 1)
+
+
+def taken(values):
+    """(config, what was said against it), one of them None."""
+    try:
+        return from_dict(values), None
+    except ConfigError as error:
+        return None, str(error)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -1,4 +1,4 @@
-"""Metrics: summed exactly between log points, written to JSONL and TensorBoard, and shown on the console.
+"""Metrics: summed exactly between log points, written to JSONL and TensorBoard, shown by a console.
 
 Values arrive as `Sum`s on the device and are fetched only at log points. Between two of them they
 are added in float64 in the order of the steps; `MetricSums.save` puts an unfinished interval into

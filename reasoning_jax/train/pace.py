@@ -1,9 +1,9 @@
 """How fast a run trains and how far it is, in wall time.
 
-Throughput of a row is its tokens over the seconds since the row before it, less what is no training:
-compiling, evaluation and saving. A step is dispatched long before it is done, so no number here is
-made of the time that a call took: the loop waits for the device before a row is measured.
-docs/screen.md says what each number counts.
+Throughput of a row is its tokens over the seconds since the row before it, less what is no
+training: compiling, evaluation and saving. A step is dispatched long before it is done, so no
+number here is made of the time that a call took: the loop waits for the device before a row is
+measured. docs/screen.md says what each number counts.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from reasoning_jax.exit_codes import EXIT_INTERRUPTED
+
 DONE, PREEMPTED = 0, 42
-# What a shell gives to a program that Ctrl-C ended.
-INTERRUPTED = 130
 # How long a second Ctrl-C may take to end the process in order.
 _PATIENCE_S = 2.0
 
@@ -96,7 +96,7 @@ class Preemption:
                 elif not self._ended.wait(_PATIENCE_S):
                     # The main thread is in C code and will not see the signal soon.
                     _say("ended by a second Ctrl-C; the newest saved step is kept")
-                    self._leave(INTERRUPTED)
+                    self._leave(EXIT_INTERRUPTED)
 
 
 def _say(text: str) -> None:
