@@ -69,7 +69,7 @@ def tell() -> None:
 
 def _why(error: Exception) -> str:
     wanted = os.environ.get(PLATFORMS, "")
-    first = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    first = str(error).strip().split("\n")[0][:120] or type(error).__name__
     if not wanted:
         return f"JAX cannot start a backend: {first}; {PLATFORMS}=cpu takes the CPU"
     names = [name.strip() for name in wanted.split(",")]
@@ -78,7 +78,8 @@ def _why(error: Exception) -> str:
     if unknown:
         what = f"JAX knows no platform {show(unknown[0])} here; there are cpu, cuda, tpu, rocm"
     elif ways:
-        what = f"this JAX cannot start it here; it needs {' or '.join(ways)}, and the device"
+        says = f" (JAX says: {first})" if str(error).strip() else ""
+        what = f"this JAX cannot start it here{says}; it needs {' or '.join(ways)}, and the device"
     else:
         what = first
     return f"{PLATFORMS}={wanted[:80]}: {what}. {PLATFORMS}=cpu takes the CPU"

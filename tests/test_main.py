@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
-from reasoning_jax import main, weights
+from reasoning_jax import devices, main, screen, weights
 from reasoning_jax import vocab as V
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sample import printable, read_prompts, strike_out
@@ -478,6 +479,78 @@ def test_the_process_exits_with_the_code(places):
     assert done.stderr == "error: train.steps must be >= 1, got 0; the nearest legal is 1\n"
 
 
+# Every command that starts a backend.
+STARTING = (
+    "train {q} --workdir={new}", "train {q} --dry_run", "evaluate {run}", "sample {run} --prompt=1",
+    "export {run} --out={new}", "replay {run} --step=1", "checkpoint list {run}",
+    "checkpoint verify {run}", "checkpoint diff {run} {run}", "checkpoint export {run} --out={new}",
+    "sweep {sweep} --workdir={tmp}/not_started --all",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("platform", "word"), [("none_such", "'none_such'"), ("cuda", 'install "reasoning-jax[cuda]"')]
+)  # fmt: skip
+def test_a_platform_that_cannot_start_is_a_line(places, platform, word):
+    """Catches: a traceback of JAX from any command, also from those that only read."""
+    argv = {line: shlex.split(line.format(**places)) for line in STARTING}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(argv), capture_output=True, text=True,
+        timeout=300, check=False, cwd=places["tmp"], env={**os.environ, "JAX_PLATFORMS": platform},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for line, (code, _, err, started) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert (code, started) == (2, False), (line, code, err)
+        (told,) = [part for part in err.splitlines() if part.startswith("error: ")]
+        assert f"JAX_PLATFORMS={platform}: " in told
+        assert word in told
+        assert "JAX_PLATFORMS=cpu" in told
+    assert not places["new"].exists() or not any(places["new"].iterdir())
+
+
+def test_an_accelerator_that_lies_idle_is_remarked(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(devices.glob, "glob", lambda pattern: ["x"] if "nvidia" in pattern else [])
+    assert "an NVIDIA GPU" in (devices.remark() or "")
+    assert 'pip install "reasoning-jax[cuda]"' in (devices.remark() or "")
+    devices.tell()
+    err = capsys.readouterr().err
+    assert re.match(r"on \d+ x cpu\nthis machine has an NVIDIA GPU", err)
+    with screen.quiet(True):
+        devices.tell()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert devices.remark() is None
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(devices.glob, "glob", lambda pattern: [])
+    assert devices.remark() is None
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_in_any_command_is_a_line(monkeypatch, places, capsys):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_print_config", pressed)
+    assert main.run(["", "train", f"{places['q']}", "--print_config"]) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+def test_what_takes_long_is_told_but_not_to_the_quiet(capsys):
+    def slow():
+        with screen.doing("counting", patience_s=0.02, silence_s=0.02):
+            time.sleep(0.3)
+
+    slow()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("counting, 0 s ...\n")
+    with screen.quiet(True):
+        slow()
+    with screen.doing("counting"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_terminal_without_a_character_shows_its_escape(monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
@@ -570,9 +643,17 @@ def test_a_run_from_end_to_end(tmp_path, capsys, places):
 
     code, out, err = command("sample", f"--workdir={run}", "--prompt=1+2=", "--samples=2")
     assert code == 0, err
+    assert re.match(r"on \d+ x cpu\n", err)
     assert out.count("1+2=") >= 2
-    again = command("sample", f"--workdir={run}", "--prompt=1+2=", "--samples=2")
+    again = command("sample", str(run), "--quiet", "--prompt=1+2=", "--samples=2")
     assert again == (0, out, "")
+    code, lines, err = command(
+        "sample", "--json", "--quiet", "--prompt=1+2=", "--samples=2", str(run)
+    )
+    assert (code, err) == (0, "")
+    answers = [json.loads(line) for line in lines.splitlines()]
+    assert [(a["prompt_number"], a["sample"]) for a in answers] == [(1, 1), (1, 2)]
+    assert {a["prompt"] for a in answers} == {"1+2="}
 
     code, out, err = command("evaluate", f"--workdir={run}", "--checkpoint=3")
     assert code == 4
@@ -609,6 +690,10 @@ def test_a_run_from_end_to_end(tmp_path, capsys, places):
     code, out, err = command(*train)
     assert code == 0, err
     assert "resumed from step 4" in out
+    code, out, err = command(*train)
+    assert code == 0, err
+    assert "already at step 6 of 6; for more set --config.train.steps=12" in out
+    assert "resumed" not in out
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["split"] == "train"] == [2, 4, 6]
     assert runfolder.read_json(run / "config.json")["train"]["steps"] == 6

@@ -62,8 +62,8 @@ def train(
     runfolder.check_same_run(workdir, config)
     with screen.doing("reading the data and the vocabulary"):
         assembly = assemble(config, _saved_vocab(workdir))
-    found = devices.start()
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    found = devices.start()
     runfolder.make_folder(workdir)
     with runfolder.locked(workdir):
         # Before the folder is a run's, which could only go on with this config.
@@ -210,8 +210,8 @@ def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     with screen.doing("reading the data and the vocabulary"):
         assembly = assemble(config)
-    devices.start()
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
