@@ -63,7 +63,7 @@ _STRINGS = {
     "prompt_file": "sample: a file with one prompt a line.",
     "faults": "train, replay: what goes wrong and when, as kill@save:4 (for tests).",
     "scale": "reproduce: smoke, cpu, gpu or paper.",
-    "out": "report: the HTML file; data, export, probe, replay: the folder.",
+    "out": "report: the HTML file; evaluate, data, export, probe, replay: the folder.",
 }
 # Flags that other programs have, and how the same is done here.
 _ELSEWHERE = {

@@ -180,7 +180,7 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 FLOORS = (
     ("config_fields", "tokenizer_json", "backspace", "durable", "fingerprint", "screen"),
     ("vocab", "devices"),
-    ("config_objectives", "config_argument", "exit_codes"), ("config",),
+    ("config_objectives", "config_argument", "exit_codes", "paths"), ("config",),
     ("config_check_objectives", "sharding", "sweep"), ("config_check", "config_file"),
     ("tasks",), ("model",), ("objectives",), ("weights",), ("preflight",), ("decoding",), ("data",),
     ("evaluate",), ("rl",), ("train",), ("analysis",), ("report",), ("commands",),
