@@ -6,7 +6,6 @@ Whatever is wrong with them is found here, before any device is touched.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,9 +25,9 @@ from reasoning_jax.data.examples import Example, TaskSource, extract_answer
 from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
+from reasoning_jax.tasks.answers import same_answer
 from reasoning_jax.vocab import LATENT, Vocab
 
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
 # How many examples are encoded and judged on trial before a run starts.
 _TRIAL = 64
 # Validation and test problems that a task source offers.
@@ -351,14 +350,7 @@ def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
 
 
 def _matches(answer: str, prefix: str, text: str) -> bool:
-    return _plain(extract_answer(text, prefix)) == _plain(answer)
-
-
-def _plain(answer: str) -> str:
-    """An answer without blanks around it, and a number without commas: 1,000 is 1000."""
-    answer = answer.strip()
-    plain = answer.replace(",", "")
-    return plain if _NUMBER.fullmatch(plain) else answer
+    return same_answer(answer, extract_answer(text, prefix))
 
 
 def evaluation_items(
