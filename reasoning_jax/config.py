@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reasoning_jax.config_fields import (
+    COLDEST,
     HUGE,
     MAX_SECONDS,
     TINY,
@@ -270,7 +271,7 @@ class SamplingConfig:
     method: str = choice("sample", "contrastive")
     contrastive_candidates: int = number(4, 1)
     contrastive_penalty: float = number(0.6, 0.0, 1.0)
-    temperature: float = number(1.0, 0.0, 100.0, least=TINY)
+    temperature: float = number(1.0, 0.0, 100.0, least=COLDEST)
     top_k: int = number(0, 0)
     top_p: float = number(1.0, high=1.0, above=0.0)
     min_p: float = number(0.0, 0.0, 1.0)

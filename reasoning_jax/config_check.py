@@ -164,14 +164,14 @@ def _check_float32(key: str, value: float, above: float | None, below: float | N
     if value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
         nearest = LEAST_FLOAT if abs(value) < LEAST_FLOAT else MOST_FLOAT
         raise ConfigError(
-            f"{key}={value!r} is beyond float32, in which devices compute: from {LEAST_FLOAT:.4g} to "
-            f"{MOST_FLOAT:.4g} without the sign; the nearest is {nearest:.4g}"
+            f"{key}={value!r} is beyond float32, in which devices compute: its size must be from "
+            f"{LEAST_FLOAT:.4g} to {MOST_FLOAT:.4g}; the nearest is {nearest:.4g}"
         )
     for bound, word in ((above, "above"), (below, "below")):
         if bound is not None and as_float32(value) == bound:
             raise ConfigError(
-                f"{key} must be {word} {bound} in float32, in which devices compute; got {value!r}, "
-                f"which is {bound} there"
+                f"{key} must be {word} {bound} in float32, in which devices compute; got "
+                f"{value!r}, which is {bound} there"
             )
 
 
@@ -294,8 +294,8 @@ def _check_architecture(model: ModelConfig) -> None:
     if high <= low:
         raise ConfigError(
             f"model.rope_high_frequency={model.rope_high_frequency} must be above "
-            f"model.rope_low_frequency={model.rope_low_frequency} in float32; the usual are 4.0 and "
-            "1.0"
+            f"model.rope_low_frequency={model.rope_low_frequency} in float32; the usual are 4.0 "
+            "and 1.0"
         )
 
 

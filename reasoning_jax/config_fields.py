@@ -21,6 +21,8 @@ MAX_INT = 2**31 - 1
 LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Bounds of what is divided by, or multiplied with, numbers that occur: neither result overflows.
 TINY, HUGE = 1e-30, 1e6
+# Logits divided by a temperature stay far from what stands for minus infinity.
+COLDEST = 1e-6
 # `threading` waits no longer than this.
 MAX_SECONDS = 1e9
 SHOWN = 80

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning_jax.config_fields import HUGE, TINY, choice, number, word_or_int
+from reasoning_jax.config_fields import COLDEST, HUGE, TINY, choice, number, word_or_int
 
 # What can take the place of thoughts in an evaluation.
 THOUGHT_CONTROLS = ("zeros", "noise", "other_row")
@@ -95,7 +95,7 @@ class ReplayConfig:
     capacity_rollouts: int = number(0, 0)
     sample_every_steps: int = number(8, 1)
     refresh_rollouts: int = number(0, 0)
-    temperature: float = number(1.0, TINY, 100.0)
+    temperature: float = number(1.0, COLDEST, 100.0)
     noise_rate: float = number(-1.0, -1.0, 1.0)
     prefix_tokens: int = number(0, 0)
     paired_prompts: bool = False

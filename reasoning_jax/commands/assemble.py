@@ -98,11 +98,16 @@ class Assembly:
 
 
 def assemble(
-    config: Config, saved_vocab: Vocab | None = None, *, with_data: bool = True
+    config: Config,
+    saved_vocab: Vocab | None = None,
+    *,
+    with_data: bool = True,
+    saved_horizon: int | None = None,
 ) -> Assembly:
     """Build the parts of a run and try them on a few examples.
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data. Without `with_data`
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, and with
+    `saved_horizon` it is not measured what sequencematch.horizon="auto" is. Without `with_data`
     the data need not be there: prompts are encoded, but there is neither task nor noise.
 
     Raises:
@@ -152,7 +157,25 @@ def assemble(
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
     if with_data:
         _try_out(assembly)
+    if config.objective.name == "sequencematch":
+        assembly = _with_horizon(assembly, saved_horizon)
     return assembly
+
+
+def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
+    """The assembly with a number in place of sequencematch.horizon="auto", and notes about it."""
+    from reasoning_jax.rl import horizon
+
+    config = assembly.config
+    automatic = config.sequencematch.horizon == "auto"
+    if not assembly.with_data:
+        # Nothing is trained without data, so that no loss needs it.
+        return replace(assembly, config=horizon.with_horizon(config, saved or 1))
+    lengths = horizon.measure(assembly.examples("train"), assembly.encoder, config)
+    if automatic:
+        config = horizon.with_horizon(config, saved or lengths.horizon)
+    notes = horizon.notes(config, lengths, automatic)
+    return replace(assembly, config=config, notes=(*assembly.notes, *notes))
 
 
 def window_chars(config: Config) -> int:

@@ -60,13 +60,17 @@ def train(
     """
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
-    assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    assembly = assemble(
+        config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
+    )
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
     runfolder.make_folder(workdir)
     with runfolder.locked(workdir):
         # Before the folder is a run's, which could only go on with this config.
         mesh_shape = check_machine(assembly)
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
+            runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
         if not quiet:
             for note in assembly.notes:
@@ -204,7 +208,7 @@ def check_machine(assembly: Assembly) -> tuple[int, int, int]:
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):

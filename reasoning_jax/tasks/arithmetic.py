@@ -307,7 +307,9 @@ def _judge(answer: str, response: str, base: int, reverse: bool = False) -> Scor
     elif strange := sorted(set(magnitude) - set(legal)):
         reason = f"not a number in the digits {legal}: has {show(strange[0])}"
     # Written the other way round, zeros in front are the last digits of the number.
-    elif not reverse and magnitude and magnitude.lstrip("0") == answer.removeprefix("-").lstrip("0"):
+    elif (
+        not reverse and magnitude and magnitude.lstrip("0") == answer.removeprefix("-").lstrip("0")
+    ):
         reason = f"wanted {answer}: the sign or the leading zeros differ"
     else:
         reason = f"wanted {answer}"

@@ -196,8 +196,8 @@ def fault_in_operations(numbers: Iterable[int], target: int, lines: Sequence[str
     if len(lines) != wanted:
         got = "one line" if len(lines) == 1 else f"{len(lines)} lines"
         return (
-            f"got {got} with an '='; wanted an expression alone, without '= {target}' behind it, or "
-            f"{wanted} operations a op b = c, one a line"
+            f"got {got} with an '='; wanted an expression alone, without '= {target}' behind it, "
+            f"or {wanted} operations a op b = c, one a line{_advice(lines[0])}"
         )
     result = 0
     for number, line in enumerate(lines, 1):

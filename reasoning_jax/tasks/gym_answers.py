@@ -20,6 +20,7 @@ _ONE_ANSWER = frozenset(
         "chain_sum",
         "game_of_life_halting",
         "gsm_symbolic",
+        "letter_jumble",
         "number_sorting",
         "products",
         "spell_backward",
