@@ -297,6 +297,32 @@ def _check_architecture(model: ModelConfig) -> None:
             f"model.rope_low_frequency={model.rope_low_frequency} in float32; the usual are 4.0 "
             "and 1.0"
         )
+    _check_rope_scaling(model)
+
+
+def _check_rope_scaling(model: ModelConfig) -> None:
+    kind, plain = model.rope_scaling, ModelConfig()
+    if kind != plain.rope_scaling and model.rope_factor == 1.0:
+        raise ConfigError(
+            f'model.rope_scaling="{kind}" has no effect with model.rope_factor=1.0; set a factor '
+            f'above 1, or leave rope_scaling at "{plain.rope_scaling}"'
+        )
+    for name in ("rope_beta_fast", "rope_beta_slow", "rope_attention_factor", "rope_truncate"):
+        if kind != "yarn" and getattr(model, name) != getattr(plain, name):
+            raise ConfigError(
+                f"model.{name}={getattr(model, name)} has no effect on model.rope_scaling="
+                f'"{kind}"; set "yarn", or leave it at {getattr(plain, name)}'
+            )
+    if kind == "yarn" and model.rope_beta_fast < model.rope_beta_slow:
+        raise ConfigError(
+            f"model.rope_beta_fast={model.rope_beta_fast} must not be below model.rope_beta_slow="
+            f"{model.rope_beta_slow}"
+        )
+    if kind == "yarn" and as_float32(model.rope_theta) == 1.0:
+        raise ConfigError(
+            f'model.rope_scaling="yarn" needs model.rope_theta above 1 in float32, got '
+            f"{model.rope_theta}; 10000.0 is usual"
+        )
 
 
 def _check_attention(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         mesh=mesh,
         vocab_rows=assembly.vocab.size,
     )
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
     if not wanted or row is None:
         return loaded.params
@@ -146,8 +149,11 @@ def feature_model(
         )
     loaded = weights.load(path, mesh=mesh)
     codec = TokenizerCodec(tokenizer.tokenizer_json)
+    for note in (*tokenizer.notes, *loaded.notes):
+        print(note, file=sys.stderr)
     vocab, _ = extend_pretrained(
-        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id, backspace=False
-    )
+        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.begin_id, backspace=False,
+    )  # fmt: skip
     model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
     return lambda params: model

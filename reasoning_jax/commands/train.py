@@ -64,14 +64,15 @@ def train(
         config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
     )
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    runfolder.make_folder(workdir)
-    with runfolder.locked(workdir):
-        # Before the folder is a run's, which could only go on with this config.
-        mesh_shape = check_machine(assembly)
+
+    def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
         if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
             runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
+
+    with runfolder.opened(workdir):
+        mesh_shape = check_machine(assembly)
         if not quiet:
             for note in assembly.notes:
                 print(note)
@@ -82,7 +83,8 @@ def train(
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:
-            return loop.train(run, quiet)
+            # All that may refuse the run comes first: a folder that is a run's can only go on.
+            return loop.train(dataclasses.replace(run, begin=begin), quiet)
 
 
 @contextlib.contextmanager
@@ -355,4 +357,5 @@ def write_evaluation(
 
 
 def _saved_vocab(workdir: Path) -> Vocab | None:
-    return runfolder.read_vocab(workdir) if (workdir / "config.json").exists() else None
+    described = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
+    return runfolder.read_vocab(workdir) if described else None
