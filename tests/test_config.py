@@ -168,9 +168,7 @@ def end(message):
     return "low" if ">=" in message else "high"
 
 
-CHOICES = [
-    k for k, (f, kind) in LEAVES.items() if f.metadata.get("choices") and kind is str
-]
+CHOICES = [k for k, (f, kind) in LEAVES.items() if f.metadata.get("choices") and kind is str]
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -298,7 +298,7 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     elif kind == "char":
         codec = vocabularies.CharCodec(_characters(config, task))
     elif kind == "word":
-        codec = vocabularies.WordCodec(_words(config, task))
+        codec = vocabularies.word_codec(_words(config, task))
     else:
         codec = vocabularies.PairCodec(_words(config, task))
     vocab = vocabularies.make_vocab(codec, **options)

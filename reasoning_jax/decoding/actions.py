@@ -97,7 +97,9 @@ def action_log_probs(
         z = jnp.where(allowed, z / max(sampling.temperature, _TINY), FORBIDDEN)
     if 0 < sampling.top_k < z.shape[-1]:
         row = sharding.whole(z)
-        z = jnp.where(z >= _border(row, jnp.ones_like(row, jnp.int32), sampling.top_k), z, FORBIDDEN)
+        z = jnp.where(
+            z >= _border(row, jnp.ones_like(row, jnp.int32), sampling.top_k), z, FORBIDDEN
+        )
     if sampling.min_p > 0:
         z = jnp.where(z >= z.max(-1, keepdims=True) + np.log(sampling.min_p), z, FORBIDDEN)
     if sampling.top_p < 1:

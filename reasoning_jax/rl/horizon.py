@@ -88,8 +88,8 @@ def notes(config: Config, lengths: Lengths, measured: bool) -> tuple[str, ...]:
     if share < (1 - match.beta_end) / 2:
         lines.append(
             f"sequencematch.beta_end={match.beta_end} leaves SequenceMatch {share:.1%} of the "
-            f"loss, not {1 - match.beta_end:.0%}: with horizon={match.horizon} and gamma={match.gamma} "
-            f"the {lengths.trajectory:.1f} actions of a trajectory weigh little; "
+            f"loss, not {1 - match.beta_end:.0%}: with horizon={match.horizon} and "
+            f"gamma={match.gamma} the {lengths.trajectory:.1f} actions of a trajectory weigh little; "
             "sequencematch.horizon=auto gives them the weight that they have in bc"
         )
     return tuple(lines)

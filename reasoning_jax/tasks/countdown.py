@@ -127,7 +127,7 @@ class Countdown:
         """Right if the response is operations or an expression as the module lays down."""
         if refusal := too_long(response, _MAX_RESPONSE):
             return refusal
-        parsed = response.strip(" \t\r\n")
+        parsed = response.strip()
         numbers, target = problem.data["numbers"], problem.data["target"]
         if "=" in parsed:
             reason = fault_in_operations(numbers, target, parsed.split("\n"))
