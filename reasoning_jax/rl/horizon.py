@@ -89,7 +89,7 @@ def notes(config: Config, lengths: Lengths, measured: bool) -> tuple[str, ...]:
         lines.append(
             f"sequencematch.beta_end={match.beta_end} leaves SequenceMatch {share:.1%} of the "
             f"loss, not {1 - match.beta_end:.0%}: with horizon={match.horizon} and "
-            f"gamma={match.gamma} the {lengths.trajectory:.1f} actions of a trajectory weigh little; "
-            "sequencematch.horizon=auto gives them the weight that they have in bc"
+            f"gamma={match.gamma} the {lengths.trajectory:.1f} actions of a trajectory weigh "
+            "little; sequencematch.horizon=auto gives them the weight that they have in bc"
         )
     return tuple(lines)

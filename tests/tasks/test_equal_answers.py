@@ -68,7 +68,8 @@ def test_answers_of_own_files_that_do_not_are_not(answer, response):
     [
         ("### 5", "### ", "5"), ("1+2=3\n### 3", "### ", "3"), ("no mark: 5", "### ", ""),
         # The last one counts, whatever stands before it.
-        ("### 4\n### 5", "### ", "5"), ("### 5\n### 4", "### ", "4"), ("### 5 ###", "### ", "5 ###"),
+        ("### 4\n### 5", "### ", "5"), ("### 5\n### 4", "### ", "4"),
+        ("### 5 ###", "### ", "5 ###"),
         ("2 = 2\n= 7", "= ", "7"), ("[A] 3", " [A] ", "3"), ("1 [A] 3", " [A] ", "3"),
         ("5", "", "5"), ("1\n5", "", "1\n5"), ("###5", "### ", ""), ("", "### ", ""),
     ],
@@ -132,7 +133,8 @@ TABLES = {
     "prosqa": (("prosqa", {}), GRAPH, ["Tom is a gorpus.", " Tom is a gorpus.\n"], [
         "Tom is a gorpus", "tom is a gorpus.", "Tom is a bompus.", "Tom is a lempus.", "gorpus",
         "Tom is a gorpus. Tom is a bompus.", "Tom is a gorpus or bompus.", "Tom  is a gorpus.",
-        "Tom is not a gorpus.", "Is Tom a gorpus or bompus?", "Sam is a gorpus.", "Tom is a gorpus..",
+        "Tom is not a gorpus.", "Is Tom a gorpus or bompus?", "Sam is a gorpus.",
+        "Tom is a gorpus..",
     ]),
     "prontoqa": (("prontoqa", {}), TRUTH, ["True", " True "], [
         "true", "TRUE", "True.", "False", "not True", "True False", "True or False", "1", "Tru",
@@ -283,6 +285,8 @@ def countdown_oracle(problem, text):
                 return False
             at_hand.update([c])
         return len(lines) == len(numbers) - 1 and +at_hand == Counter([target])
+    if set(text) & set("\r\n"):
+        return False
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError):
