@@ -77,8 +77,8 @@ def get_config(arg: str = ""):
     config.evaluate.feature_weights = "" if arg.scale == "smoke" else "smollm2"
     if arg.objective == "sequencematch":
         match = config.sequencematch
-        # The results in docs/results.md are of these two. New runs do better with their defaults:
-        # horizon="auto", and rollouts that err as the data do.
+        # As in docs/results.md. The defaults, "auto" and -1, give SequenceMatch's actions the weight
+        # that they have in bc and let rollouts err as the data do; they were not measured here.
         match.horizon = 0
         config.replay.noise_rate = 0.0
         match.bc_steps = bc_steps

@@ -1,4 +1,4 @@
-"""The weight of SequenceMatch beside bc, and the horizon at which an action weighs as much in both."""
+"""The weight of SequenceMatch beside bc; the horizon at which an action weighs as much in both."""
 
 import json
 
