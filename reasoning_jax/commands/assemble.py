@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands.references import check_reference
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
     Config,
@@ -359,14 +360,7 @@ def _try_out(assembly: Assembly) -> None:
             assembly.encoder.encode(example, rng)
         if assembly.config.data.source == "text":
             continue
-        _, response = assembly.encoder.render(example)
-        if not assembly.judge(source, i)(response):
-            raise ConfigError(
-                f"the reference response {response[:120]!r} of {example.question[:80]!r} is not "
-                f"judged right with data.answer_prefix={assembly.config.data.answer_prefix!r};\n"
-                "set data.answer_prefix to what separates steps from the answer (such as '### '), "
-                "or data.with_steps=False"
-            )
+        check_reference(assembly.encoder, assembly.judge(source, i), example)
 
 
 def _try_stages(staged: StagedEncoder, example: Example, rng: Any) -> None:

@@ -1,5 +1,7 @@
 """From a config to the parts of a run: what a vocabulary of pairs brings with it."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -113,3 +115,28 @@ def test_a_concept_of_prosqa_text_is_one_token_wherever_it_stands():
         assert vocab.encode(example.answer)[-2] == answer
         assert answer in vocab.encode(prompt)
     assert Vocab.from_dict(vocab.to_dict()) == vocab
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "told"),
+    [
+        ("word", "New  York", "writes the reference response '### New  York' as '### New York'"),
+        ("char", "New  York", None), ("word", "New York", None), ("word", "5.", None),
+        ("word", "1,000", None),
+    ],
+)  # fmt: skip
+def test_an_answer_that_the_vocabulary_cannot_write_is_refused(tmp_path, kind, answer, told):
+    """Catches: answers that no model could give, judged wrong for ever without a word."""
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"question": "Where?", "answer": answer})
+    path.write_text(row + "\n", encoding="utf-8")
+    config = C.to_dict(C.Config())
+    config["vocab"]["kind"] = kind
+    config["data"] |= {
+        "source": "jsonl", "path": str(path), "validation_path": str(path), "answer_prefix": "### ",
+    }  # fmt: skip
+    if told is None:
+        assemble(K.from_dict(config))
+        return
+    with pytest.raises(ValueError, match=told):
+        assemble(K.from_dict(config))
