@@ -91,7 +91,7 @@ def get_config(arg="{}"):
 # Which of BY_HAND's values a type takes.
 TAKEN = {
     int: {"int"}, float: {"int", "float", "whole float", "negative"}, bool: {"true", "false"},
-    str: {"text"}, tuple[str, ...]: set(), tuple[int, ...]: {"list"},
+    str: {"text"}, int | str: {"int"}, tuple[str, ...]: set(), tuple[int, ...]: {"list"},
 }  # fmt: skip
 HAND_VALUES = (
     "true", "false", "nan", "inf", "minus inf", "none", "text", "list", "dict", "float",

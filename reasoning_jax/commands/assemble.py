@@ -6,12 +6,12 @@ Whatever is wrong with them is found here, before any device is touched.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands.references import check_reference
 from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
@@ -28,9 +28,9 @@ from reasoning_jax.data.examples import Example, TaskSource, extract_answer
 from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
+from reasoning_jax.tasks.answers import same_answer
 from reasoning_jax.vocab import LATENT, LATENT_SPECIALS, Vocab, VocabError
 
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
 # How many examples are encoded and judged on trial before a run starts.
 _TRIAL = 64
 # Validation and test problems that a task source offers.
@@ -101,11 +101,16 @@ class Assembly:
 
 
 def assemble(
-    config: Config, saved_vocab: Vocab | None = None, *, with_data: bool = True
+    config: Config,
+    saved_vocab: Vocab | None = None,
+    *,
+    with_data: bool = True,
+    saved_horizon: int | None = None,
 ) -> Assembly:
     """Build the parts of a run and try them on a few examples.
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data. Without `with_data`
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, and with
+    `saved_horizon` it is not measured what sequencematch.horizon="auto" is. Without `with_data`
     the data need not be there: prompts are encoded, but there is neither task nor noise.
 
     Raises:
@@ -156,6 +161,8 @@ def assemble(
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
     if with_data:
         _try_out(assembly)
+    if config.objective.name == "sequencematch":
+        assembly = _with_horizon(assembly, saved_horizon)
     return assembly
 
 
@@ -179,6 +186,22 @@ def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
             f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
         )
     return dict.fromkeys(markers, ids[0])
+
+
+def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
+    """The assembly with a number in place of sequencematch.horizon="auto", and notes about it."""
+    from reasoning_jax.rl import horizon
+
+    config = assembly.config
+    automatic = config.sequencematch.horizon == "auto"
+    if not assembly.with_data:
+        # Nothing is trained without data, so that no loss needs it.
+        return replace(assembly, config=horizon.with_horizon(config, saved or 1))
+    lengths = horizon.measure(assembly.examples("train"), assembly.encoder, config)
+    if automatic:
+        config = horizon.with_horizon(config, saved or lengths.horizon)
+    notes = horizon.notes(config, lengths, automatic)
+    return replace(assembly, config=config, notes=(*assembly.notes, *notes))
 
 
 def window_chars(config: Config) -> int:
@@ -291,7 +314,7 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     elif kind == "char":
         codec = vocabularies.CharCodec(_characters(config, task))
     elif kind == "word":
-        codec = vocabularies.WordCodec(_words(config, task))
+        codec = vocabularies.word_codec(_words(config, task))
     else:
         codec = vocabularies.PairCodec(_words(config, task))
     vocab = vocabularies.make_vocab(codec, **options)
@@ -352,14 +375,7 @@ def _try_out(assembly: Assembly) -> None:
             assembly.encoder.encode(example, rng)
         if assembly.config.data.source == "text":
             continue
-        _, response = assembly.encoder.render(example)
-        if not assembly.judge(source, i)(response):
-            raise ConfigError(
-                f"the reference response {response[:120]!r} of {example.question[:80]!r} is not "
-                f"judged right with data.answer_prefix={assembly.config.data.answer_prefix!r};\n"
-                "set data.answer_prefix to what separates steps from the answer (such as '### '), "
-                "or data.with_steps=False"
-            )
+        check_reference(assembly.encoder, assembly.judge(source, i), example)
 
 
 def _try_stages(staged: StagedEncoder, example: Example, rng: Any) -> None:
@@ -375,14 +391,7 @@ def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
 
 
 def _matches(answer: str, prefix: str, text: str) -> bool:
-    return _plain(extract_answer(text, prefix)) == _plain(answer)
-
-
-def _plain(answer: str) -> str:
-    """An answer without blanks around it, and a number without commas: 1,000 is 1000."""
-    answer = answer.strip()
-    plain = answer.replace(",", "")
-    return plain if _NUMBER.fullmatch(plain) else answer
+    return same_answer(answer, extract_answer(text, prefix))
 
 
 def evaluation_items(

@@ -61,12 +61,16 @@ def train(
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
     with screen.doing("reading the data and the vocabulary"):
-        assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+        assembly = assemble(
+            config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
+        )
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
     found = devices.start()
 
     def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
+            runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
 
     with runfolder.opened(workdir):
@@ -212,7 +216,7 @@ def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     with screen.doing("reading the data and the vocabulary"):
         assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
     devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
