@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 # What a file system says that is full, or that cannot be written.
@@ -26,3 +27,16 @@ def replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of one that is newly made in its folder, as the umask says.
+
+    For files of libraries that make them private. Raises OSError.
+    """
+    probe = path.with_name(f".{path.name}.mode")
+    probe.touch()
+    try:
+        shutil.copymode(probe, path)
+    finally:
+        probe.unlink()

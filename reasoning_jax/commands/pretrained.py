@@ -16,7 +16,6 @@ from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
 from reasoning_jax.model import attention, readout, spec, transformer
 from reasoning_jax.train import state as states
-from reasoning_jax.vocab import TokenizerCodec, extend_pretrained
 
 # Training examples over whose states a new row's probability is set.
 _SAMPLE = 8
@@ -40,6 +39,9 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     )
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
     if not wanted or row is None:
+        return loaded.params
+    # Weights that were exported here know the action: their row is not a new one.
+    if row < weights.read_tokenizer(config.weights.path).rows:
         return loaded.params
     source = assembly.examples("train")
     encoded = [
@@ -138,16 +140,15 @@ def feature_model(
         )
     from reasoning_jax import weights
 
-    tokenizer = weights.read_tokenizer(path)
-    if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
+    try:
+        vocab, _ = weights.vocab_of_weights(
+            weights.read_tokenizer(path), weights.read_config(path).vocab_size, path,
+            backspace=False, latent=False,
+        )  # fmt: skip
+        loaded = weights.load(path, mesh=mesh)
+    except weights.WeightsError as error:
         raise ConfigError(
-            f"evaluate.feature_weights={path!r} comes without a tokenizer.json; put it beside the "
-            'weights, or leave the key "" to take the trained model itself'
-        )
-    loaded = weights.load(path, mesh=mesh)
-    codec = TokenizerCodec(tokenizer.tokenizer_json)
-    vocab, _ = extend_pretrained(
-        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id, backspace=False
-    )
+            f'evaluate.feature_weights={path!r}: {error}; "" takes the trained model itself'
+        ) from None
     model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
     return lambda params: model

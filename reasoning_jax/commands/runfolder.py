@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.durable import replace_text
 from reasoning_jax.vocab import Vocab, VocabError
+from reasoning_jax.weights import Companions, read_companions
 
 # What may differ between a run and its continuation; everything else decides the result.
 _MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
@@ -26,6 +28,8 @@ _MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
 _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
+# What came with the pretrained weights and goes with what is exported.
+_PRETRAINED = "pretrained"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -114,6 +118,37 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def keep_pretrained(workdir: Path, source: str) -> tuple[str, ...]:
+    """Keep the settings and the chat template beside the weights `source`, which may go away later.
+
+    Returns notes about those that cannot be kept. A folder that has them already is left as it is.
+
+    Raises:
+      ConfigError: the folder cannot be written.
+      WeightsError: there are no such weights.
+    """
+    folder = workdir / _PRETRAINED
+    if folder.exists():
+        return ()
+    companions = read_companions(source)
+    partial = folder.with_name(f".{_PRETRAINED}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, text in companions.texts().items():
+            (partial / name).write_text(text, encoding="utf-8", newline="")
+        partial.rename(folder)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    return companions.notes
+
+
+def read_pretrained(workdir: Path) -> Companions | None:
+    """What `keep_pretrained` kept; None in a run that has none, such as those of old versions."""
+    folder = workdir / _PRETRAINED
+    return read_companions(folder) if folder.is_dir() else None
 
 
 @contextlib.contextmanager

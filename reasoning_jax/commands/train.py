@@ -68,8 +68,11 @@ def train(
         mesh_shape = check_machine(assembly)
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
         runfolder.write_environment(workdir)
+        kept = (
+            runfolder.keep_pretrained(workdir, config.weights.path) if config.weights.path else ()
+        )
         if not quiet:
-            for note in assembly.notes:
+            for note in (*assembly.notes, *kept):
                 print(note)
             print(
                 f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
