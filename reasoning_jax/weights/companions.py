@@ -97,8 +97,3 @@ def companions_of_tokens(
             named = {}
     listed = {f"{kind}_token_id": i for kind, i in ids.items() if i is not None}
     return Companions(config=listed, tokenizer_config=named, chat_template=chat_template)
-
-
-def content_of(token: Any) -> Any:
-    """The text of a token that a settings file gives as text or as an object."""
-    return token.get("content") if isinstance(token, dict) else token

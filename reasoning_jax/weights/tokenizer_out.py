@@ -25,7 +25,7 @@ from reasoning_jax.vocab import (
     Vocab,
     WordCodec,
 )
-from reasoning_jax.weights.companions import Companions, content_of
+from reasoning_jax.weights.companions import Companions
 from reasoning_jax.weights.files import WeightsError, short
 
 # All characters that `str.split` splits at but the line end, for a character class.
@@ -88,14 +88,13 @@ def tokenizer_json(vocab: Vocab) -> str:
             f"a vocabulary of kind {codec.to_dict()['kind']!r} has no tokenizer.json: the format "
             "has no pairs of words"
         )
-    changed = bool(added) or not isinstance(codec, TokenizerCodec)
-    listed = [
-        *(values.get("added_tokens") or []),
-        *({"id": i, **_token(c)} for i, c in sorted(added)),
-    ]
-    if changed:
+    if added or not isinstance(codec, TokenizerCodec):
+        listed = values.get("added_tokens") or []
+        listed = [*listed, *({"id": i, **_token(content)} for i, content in sorted(added))]
         values["added_tokens"] = sorted(listed, key=lambda token: token["id"])
-    text = _dumped(values) if changed else codec.tokenizer_json
+        text = _dumped(values)
+    else:
+        text = codec.tokenizer_json
     wanted = {**_text_of_ids(vocab), **dict(added)}
     if _ids(text) != wanted:
         # The library numbers added tokens on from the count of the others, which holes lower.
@@ -119,29 +118,29 @@ def tokenizer_files(vocab: Vocab, kept: Companions, max_positions: int) -> dict[
       WeightsError: as `tokenizer_json`.
     """
     contents = special_contents(vocab)
+    tokens = _text_of_ids(vocab) | {i: contents[name] for name, i in vocab.specials.items()}
     markers = [contents[n] for n in (BACKSPACE, *LATENT_SPECIALS) if n in vocab.specials]
-    named = {f"{kind}_token": contents[name]
-             for kind, name in (("eos", EOS), ("pad", PAD), ("bos", BOS)) if name in contents}  # fmt: skip
+    kinds = {"eos_token": EOS, "pad_token": PAD, "bos_token": BOS}
+    named = {key: contents[name] for key, name in kinds.items() if name in contents}
+    taken_over = {k: v for k, v in kept.tokenizer_config.items() if k not in _LEFT_OUT}
     settings = {
         "model_max_length": max_positions,
         "model_input_names": ["input_ids", "attention_mask"],
         **({} if isinstance(vocab.codec, TokenizerCodec) else {"padding_side": "left"}),
-        **{k: v for k, v in kept.tokenizer_config.items() if k not in _LEFT_OUT},
+        **_of_known_tokens(taken_over, tokens),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **named,
     }
-    _extend_special_tokens(settings, markers)
     decoder = settings.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         ours = {str(i): _token(contents[name]) for name, i in vocab.specials.items()}
         settings["added_tokens_decoder"] = {**ours, **decoder}
-    mapped = {**kept.special_tokens_map, **named}
-    _extend_special_tokens(mapped, markers)
+    mapped = {**_of_known_tokens(kept.special_tokens_map, tokens), **named}
     files = {
         "tokenizer.json": tokenizer_json(vocab),
-        "tokenizer_config.json": _indented(settings),
-        "special_tokens_map.json": _indented(mapped),
+        "tokenizer_config.json": _indented(_with_markers(settings, markers)),
+        "special_tokens_map.json": _indented(_with_markers(mapped, markers)),
         "generation_config.json": _indented(generation_config(vocab, kept)),
     }
     if kept.chat_template is not None:
@@ -209,21 +208,51 @@ def _token(content: str) -> dict[str, Any]:
     return {"content": content, **_FLAGS, "special": True}
 
 
-def _extend_special_tokens(values: dict[str, Any], markers: Sequence[str]) -> None:
-    """Add tokens to the list of further special tokens, under the key that is used there."""
+def _of_known_tokens(settings: Mapping[str, Any], tokens: Mapping[int, str]) -> dict[str, Any]:
+    """Settings without tokens that the tokenizer does not have: loading would add them, as ids for
+    which the model has no row.
+    """
+    known = {*tokens.values()}
+    values = {
+        key: value
+        for key, value in settings.items()
+        if not key.endswith("_token") or value is None or _content(value) in known
+    }
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        more = values.get(key)
+        if isinstance(more, list):
+            values[key] = [token for token in more if _content(token) in known]
+        elif isinstance(more, dict):
+            values[key] = {name: token for name, token in more.items() if _content(token) in known}
+    decoder = values.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        of_ids = {str(i): content for i, content in tokens.items()}
+        values["added_tokens_decoder"] = {
+            i: token for i, token in decoder.items() if of_ids.get(i) == _content(token)
+        }
+    return values
+
+
+def _with_markers(values: dict[str, Any], markers: Sequence[str]) -> dict[str, Any]:
+    """Settings whose further special tokens, under the key that is used there, have `markers`."""
     more = values.get("extra_special_tokens")
     if isinstance(more, dict):
         # A newer form: attribute of the tokenizer -> token.
-        known = {content_of(token) for token in more.values()}
-        more |= {f"{m.strip('<|>')}_token": m for m in markers if m not in known}
-        return
+        known = {_content(token) for token in more.values()}
+        new = {f"{m.strip('<|>')}_token": m for m in markers if m not in known}
+        return {**values, "extra_special_tokens": {**more, **new}}
     key = "extra_special_tokens" if isinstance(more, list) else "additional_special_tokens"
     listed = values.get(key)
     listed = listed if isinstance(listed, list) else []
-    known = {content_of(token) for token in listed}
+    known = {_content(token) for token in listed}
     listed = [*listed, *(m for m in markers if m not in known)]
-    if listed:
-        values[key] = listed
+    return {**values, key: listed} if listed else values
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token that a settings file gives as text or as an object."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
 
 
 def _put_into_model(values: dict[str, Any], added: Iterable[tuple[int, str]]) -> None:
