@@ -260,9 +260,16 @@ class TokenizerCodec:
             return False
         try:
             ids = guarded(self._tokenizer.encode, "a", add_special_tokens=True).ids
-        except TokenizerError as error:
-            raise VocabError(f"the tokenizer cannot encode 'a': {error}") from None
+        except TokenizerError:
+            # A tokenizer of few characters or words may know no "a".
+            ids = self._around_nothing()
         return ids[:1] == [i]
+
+    def _around_nothing(self) -> list[int]:
+        try:
+            return guarded(self._tokenizer.encode, "", add_special_tokens=True).ids
+        except TokenizerError as error:
+            raise VocabError(f"the tokenizer cannot encode an empty text: {error}") from None
 
     def tokens(self) -> dict[int, str]:
         """Every id's token as tokenizer.json writes it, special ones too."""

@@ -63,7 +63,7 @@ NEVER = [i for i in model.generation_config.suppress_tokens if i != BACKSPACE]
 def complete(prompt, max_actions={actions}):
     ids = tokenizer(prompt).input_ids
     start = len(ids)
-    for _ in range(max_actions):
+    for _ in range(max_actions - 1):  # the last action is the end
         scores = model(torch.tensor([ids])).logits[0, -1]
         scores[NEVER] = -torch.inf
 {floor}        action = int(scores.argmax())

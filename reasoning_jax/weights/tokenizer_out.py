@@ -171,13 +171,13 @@ def generation_config(vocab: Vocab, kept: Companions) -> dict[str, Any]:
     """The source's generation settings with our ids, and with what `generate` must not choose.
 
     That is: <backspace>, which `generate` would write and not carry out, <pad>, <bos>, the markers
-    of thoughts, and rows of the table without a token. The special tokens of a pretrained tokenizer
-    stay as free as they were.
+    of thoughts, and rows of the table without a token. Where a text ends with a token of the
+    tokenizer itself, the tokenizer's other special tokens stay as free as they were.
     """
     ends = eos_ids(vocab, kept)
     never = set(vocab.unsampled_ids())
     ours = set(vocab.specials.values())
-    if isinstance(vocab.codec, TokenizerCodec):
+    if isinstance(vocab.codec, TokenizerCodec) and vocab.eos_id < vocab.codec.size:
         never -= {*vocab.codec.special_ids().values()} - ours
     never |= {i for i in [vocab.backspace_id] if i is not None}
     listed = kept.generation_config.get("suppress_tokens")
@@ -228,7 +228,7 @@ def _of_known_tokens(settings: Mapping[str, Any], tokens: Mapping[int, str]) -> 
     if isinstance(decoder, dict):
         of_ids = {str(i): content for i, content in tokens.items()}
         values["added_tokens_decoder"] = {
-            i: token for i, token in decoder.items() if of_ids.get(i) == _content(token)
+            i: token for i, token in decoder.items() if i in of_ids and of_ids[i] == _content(token)
         }
     return values
 
@@ -407,4 +407,5 @@ def _dumped(values: Mapping[str, Any]) -> str:
 
 
 def _indented(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2) + "\n"
+    # In one order, wherever the settings are from.
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
