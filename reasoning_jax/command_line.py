@@ -52,7 +52,7 @@ _STRINGS = {
     "faults": "train, replay: what goes wrong and when, as kill@save:4 (for tests).",
     "scale": "reproduce: smoke, cpu, gpu or paper.",
     "adapters": "export: merge (LoRA adapters into the weights) or beside (as PEFT has them).",
-    "out": "report: the HTML file; data, export, probe, replay: the folder.",
+    "out": "report: the HTML file; evaluate, data, export, probe, replay: the folder.",
 }
 _SWITCHES = {
     "print_config": "Print the resolved config as JSON and stop.",

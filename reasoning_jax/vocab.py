@@ -16,7 +16,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from reasoning_jax.tokenizer_json import TokenizerError, guarded, parse_tokenizer_json
@@ -236,8 +235,6 @@ class TokenizerCodec:
             tokenizer = parse_tokenizer_json(self.tokenizer_json)
         except (TokenizerError, UnicodeEncodeError, TypeError) as error:
             raise VocabError(f"not a Hugging Face tokenizer.json: {error}") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
         ids = frozenset(tokenizer.get_vocab(with_added_tokens=True).values())
         if not ids:
@@ -253,23 +250,6 @@ class TokenizerCodec:
     @property
     def size(self) -> int:
         return self._size
-
-    def begins_with(self, i: int | None) -> bool:
-        """Whether the tokenizer itself puts special id `i` before every text (as a <bos>)."""
-        if i is None:
-            return False
-        try:
-            ids = guarded(self._tokenizer.encode, "a", add_special_tokens=True).ids
-        except TokenizerError:
-            # A tokenizer of few characters or words may know no "a".
-            ids = self._around_nothing()
-        return ids[:1] == [i]
-
-    def _around_nothing(self) -> list[int]:
-        try:
-            return guarded(self._tokenizer.encode, "", add_special_tokens=True).ids
-        except TokenizerError as error:
-            raise VocabError(f"the tokenizer cannot encode an empty text: {error}") from None
 
     def tokens(self) -> dict[int, str]:
         """Every id's token as tokenizer.json writes it, special ones too."""
@@ -318,7 +298,9 @@ class Vocab:
         ids = list(self.specials.values())
         if PAD not in self.specials or EOS not in self.specials:
             raise VocabError(f"a vocabulary needs {PAD} and {EOS}; got {dict(self.specials)}")
-        if len(set(ids)) != len(ids):
+        # GPT-2's <|endoftext|> is both the start and the end of a text.
+        both = self.specials.get(BOS) == self.specials[EOS]
+        if len(set(ids)) != len(ids) - both:
             raise VocabError(f"two specials share an id: {dict(self.specials)}")
         if min(ids) < 0 or max(ids) >= self.size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
@@ -398,7 +380,7 @@ class Vocab:
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:
-        return {i: name for name, i in self.specials.items()}
+        return {i: name for name, i in self.specials.items()} | {self.eos_id: EOS}
 
     @functools.cached_property
     def _text(self) -> frozenset[int]:
@@ -469,10 +451,11 @@ def extend_pretrained(
 ) -> tuple[Vocab, str]:
     """A pretrained vocabulary with our specials behind its last id; returns it and what was done.
 
-    Existing ids keep their meaning. A table with more rows than the tokenizer has ids (padding of
-    the original authors) lends its free rows first; `Vocab.size` says how many rows are needed.
-    Special tokens of the tokenizer that are called <backspace>, <bot>, <eot> or <latent> are these
-    actions and markers: an exported model has them.
+    Existing ids keep their meaning; `bos_id` is the id before every prompt, if any. A table with
+    more rows than the tokenizer has ids (padding of the original authors) lends its free rows
+    first; `Vocab.size` says how many rows are needed. Special tokens of the tokenizer that are
+    called <backspace>, <bot>, <eot> or <latent> are these actions and markers: an exported model
+    has them.
 
     Raises:
       VocabError: the table has fewer rows than the tokenizer has ids, or a special's id is not one
@@ -487,7 +470,7 @@ def extend_pretrained(
         if i is not None and not 0 <= i < codec.size:
             raise VocabError(f"{name} id {i} is outside the tokenizer's {codec.size} ids")
     specials = {EOS: eos_id}
-    if bos_id is not None and bos_id != eos_id:
+    if bos_id is not None:
         specials[BOS] = bos_id
     if pad_id is not None and pad_id not in specials.values():
         specials[PAD] = pad_id
@@ -512,18 +495,6 @@ def with_specials(
         f"added {what}; tokenizer ids {first}, embedding rows {rows} -> {vocab.size} "
         f"({vocab.size - needed} unused)"
     )
-
-
-def load_tokenizer(path: str | Path) -> TokenizerCodec:
-    """The codec of a `tokenizer.json` file. Raises VocabError naming the file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise VocabError(f"cannot read {path}: {error}") from None
-    try:
-        return TokenizerCodec(text)
-    except VocabError as error:
-        raise VocabError(f"{path}: {error}") from None
 
 
 def describe(vocab: Vocab) -> str:

@@ -120,8 +120,7 @@ def assemble(
     if saved_vocab is not None:
         vocab = saved_vocab
     else:
-        vocab, note = _vocab(config, task, model)
-        notes = (note,)
+        vocab, notes = _vocab(config, task, model)
         if config.weights.path:
             notes += weights.adapter_notes(config.weights.path)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
@@ -238,22 +237,33 @@ def task_of(config: Config) -> Task | None:
     return make_task(config.task.name, **dict(config.task.dials))
 
 
-def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab, str]:
+def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab, tuple[str, ...]]:
     """Build the vocabulary; also says what was done."""
     kind = config.vocab.kind
     options = {"backspace": config.vocab.backspace, "latent": config.vocab.latent}
+    notes: tuple[str, ...] = ()
     if kind == "weights":
         from reasoning_jax import weights
 
         path = config.weights.path
         files = weights.read_tokenizer(path)
-        return weights.vocab_of_weights(files, model.vocab_size, path, **options)
+        vocab, added = weights.vocab_of_weights(files, model.vocab_size, path, **options)
+        return vocab, (*files.notes, added)
     if config.weights.path:
         raise ConfigError(
             f'vocab.kind={kind!r} does not go with weights.path; use vocab.kind="weights"'
         )
     if kind == "tokenizer":
-        codec: Any = vocabularies.load_tokenizer(config.vocab.path)
+        from reasoning_jax import weights
+
+        tokenizer = weights.read_tokenizer_file(config.vocab.path)
+        codec: Any = vocabularies.TokenizerCodec(tokenizer.tokenizer_json or "")
+        notes = tokenizer.notes
+        if (tokenizer.begin_id, tokenizer.eos_id) != (None, None):
+            notes += (
+                f"{config.vocab.path}: its own start and end of a text are not used; prompts begin "
+                f"with {vocabularies.BOS} and responses end with {vocabularies.EOS}, added here",
+            )
     elif kind == "byte":
         codec = vocabularies.ByteCodec()
     elif kind == "char":
@@ -263,7 +273,7 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     else:
         codec = vocabularies.PairCodec(_words(config, task))
     vocab = vocabularies.make_vocab(codec, **options)
-    return vocab, vocabularies.describe(vocab)
+    return vocab, (*notes, vocabularies.describe(vocab))
 
 
 def _layout_text(data: DataConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         mesh=mesh,
         vocab_rows=assembly.vocab.size,
     )
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
     if not wanted or row is None:
         return loaded.params
@@ -141,14 +144,16 @@ def feature_model(
     from reasoning_jax import weights
 
     try:
+        tokenizer = weights.read_tokenizer(path)
         vocab, _ = weights.vocab_of_weights(
-            weights.read_tokenizer(path), weights.read_config(path).vocab_size, path,
-            backspace=False, latent=False,
-        )  # fmt: skip
+            tokenizer, weights.read_config(path).vocab_size, path, backspace=False, latent=False
+        )
         loaded = weights.load(path, mesh=mesh)
     except weights.WeightsError as error:
         raise ConfigError(
             f'evaluate.feature_weights={path!r}: {error}; "" takes the trained model itself'
         ) from None
+    for note in (*tokenizer.notes, *loaded.notes):
+        print(note, file=sys.stderr)
     model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
     return lambda params: model

@@ -40,6 +40,7 @@ from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
 from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -62,17 +63,22 @@ def train(
     runfolder.check_same_run(workdir, config)
     assembly = assemble(config, _saved_vocab(workdir))
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    runfolder.make_folder(workdir)
-    with runfolder.locked(workdir):
-        # Before the folder is a run's, which could only go on with this config.
-        mesh_shape = check_machine(assembly)
+
+    # Its source may go away: what a run does not need and an export does is kept from the start.
+    kept = None
+    if config.weights.path and not runfolder.has_begun(workdir):
+        kept = read_companions(config.weights.path)
+
+    def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
         runfolder.write_environment(workdir)
-        kept = (
-            runfolder.keep_pretrained(workdir, config.weights.path) if config.weights.path else ()
-        )
+        if kept is not None:
+            runfolder.keep_pretrained(workdir, kept)
+
+    with runfolder.opened(workdir):
+        mesh_shape = check_machine(assembly)
         if not quiet:
-            for note in (*assembly.notes, *kept):
+            for note in (*assembly.notes, *(kept.notes if kept is not None else ())):
                 print(note)
             print(
                 f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
@@ -81,7 +87,8 @@ def train(
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:
-            return loop.train(run, quiet)
+            # All that may refuse the run comes first: a folder that is a run's can only go on.
+            return loop.train(dataclasses.replace(run, begin=begin), quiet)
 
 
 @contextlib.contextmanager
@@ -354,4 +361,5 @@ def write_evaluation(
 
 
 def _saved_vocab(workdir: Path) -> Vocab | None:
-    return runfolder.read_vocab(workdir) if (workdir / "config.json").exists() else None
+    described = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
+    return runfolder.read_vocab(workdir) if described else None

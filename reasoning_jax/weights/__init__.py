@@ -45,6 +45,7 @@ __all__ = [
     "read_companions",
     "read_config",
     "read_tokenizer",
+    "read_tokenizer_file",
     "resize_vocab",
     "vocab_of_weights",
 ]
@@ -58,7 +59,7 @@ class Pretrained:
     """A model from a file. `params` are numpy arrays, or sharded jax arrays where a mesh was given.
 
     `tokenizer_json` is the text of a Hugging Face tokenizer.json; `chat_template` is Jinja text
-    from the weights' author. `source` is where all this was read.
+    from the weights' author. `source` is where all this was read, `notes` what to tell about it.
     """
 
     config: ModelConfig
@@ -69,6 +70,7 @@ class Pretrained:
     pad_id: int | None
     chat_template: str | None
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -121,7 +123,7 @@ def load(
     t = tokenizer
     return Pretrained(
         config, params, t.tokenizer_json, t.eos_id, t.bos_id, t.pad_id, t.chat_template,
-        opened.source,
+        opened.source, tensors.notes,
     )  # fmt: skip
 
 
@@ -159,6 +161,11 @@ def adapter_notes(path: str | os.PathLike[str]) -> tuple[str, ...]:
         for file in found
         if file.exists()
     )
+
+
+def read_tokenizer_file(path: str | os.PathLike[str]) -> TokenizerFiles:
+    """A tokenizer.json without weights, with what stands beside it. Raises WeightsError."""
+    return huggingface.read_tokenizer_file(Path(path))
 
 
 @dataclass(frozen=True)

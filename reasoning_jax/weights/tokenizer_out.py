@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from reasoning_jax.tokenizer_json import TokenizerError, guarded, parse_tokenizer_json
+from reasoning_jax.tokenizer_json import TokenizerError, frame, parse_tokenizer_json
 from reasoning_jax.vocab import (
     BACKSPACE,
     BOS,
@@ -27,6 +27,7 @@ from reasoning_jax.vocab import (
 )
 from reasoning_jax.weights.companions import Companions
 from reasoning_jax.weights.files import WeightsError, short
+from reasoning_jax.weights.tokenizer_settings import begin_template
 
 # All characters that `str.split` splits at but the line end, for a character class.
 WHITESPACE = (
@@ -102,10 +103,10 @@ def tokenizer_json(vocab: Vocab) -> str:
         text = _dumped(values)
         if _ids(text) != wanted:
             raise WeightsError("the tokenizers library does not keep the ids of this vocabulary")
-    start = [] if vocab.bos_id is None else [(vocab.bos_id, contents[BOS])]
-    if not _begins_as(text, [i for i, _ in start]):
+    start = [] if vocab.bos_id is None else [vocab.bos_id]
+    if _frame(text) != (start, []):
         values = json.loads(text)
-        values["post_processor"] = _post_processor(values.get("post_processor"), start)
+        values["post_processor"] = begin_template(contents.get(BOS), vocab.bos_id, None, None)
         text = _dumped(values)
     return text
 
@@ -275,55 +276,12 @@ def _parsed(text: str) -> Any:
         ) from None
 
 
-def _begins_as(text: str, start: list[int]) -> bool:
-    """Whether the tokenizer puts the ids `start`, and nothing else, around a text."""
-    tokenizer = _parsed(text)
-    # Any text will do that can be encoded.
-    for sample in _samples(json.loads(text)):
-        try:
-            plain = guarded(tokenizer.encode, sample, add_special_tokens=False).ids
-            whole = guarded(tokenizer.encode, sample, add_special_tokens=True).ids
-        except TokenizerError:
-            continue
-        return whole == [*start, *plain]
-    return not start
-
-
-def _samples(values: Mapping[str, Any]) -> list[str]:
-    """Texts of which a tokenizer should know one: "a", or its own first tokens."""
-    vocab = values.get("model", {}).get("vocab")
-    names = vocab.keys() if isinstance(vocab, dict) else [v[0] for v in vocab or () if v]
-    found = ["a"]
-    for name in names:
-        if len(found) > 8:
-            break
-        found.append(str(name))
-    return found
-
-
-def _post_processor(given: Any, start: Sequence[tuple[int, str]]) -> dict[str, Any] | None:
-    """One that puts <bos> before a text; of the given one only what changes no ids is kept."""
-    parts = given.get("processors") if isinstance(given, dict) else None
-    parts = parts if isinstance(parts, list) else [given]
-    kept = [part for part in parts if isinstance(part, dict) and part.get("type") == "ByteLevel"]
-    if start:
-        ((i, content),) = start
-        special = {"SpecialToken": {"id": content, "type_id": 0}}
-        kept.append(
-            {
-                "type": "TemplateProcessing",
-                "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [
-                    special,
-                    {"Sequence": {"id": "A", "type_id": 0}},
-                    {"Sequence": {"id": "B", "type_id": 0}},
-                ],
-                "special_tokens": {content: {"id": content, "ids": [i], "tokens": [content]}},
-            }
-        )
-    if len(kept) < 2:
-        return kept[0] if kept else None
-    return {"type": "Sequence", "processors": kept}
+def _frame(text: str) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer.json puts before a text and behind it."""
+    try:
+        return frame(_parsed(text))
+    except TokenizerError as error:
+        raise WeightsError(f"its post-processor fails ({short(str(error))})") from None
 
 
 def _built(model: dict[str, Any], pre: Any, decoder: Any) -> dict[str, Any]:

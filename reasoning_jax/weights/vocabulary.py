@@ -85,9 +85,8 @@ def vocab_of_weights(
             "weights"
         )
     codec = TokenizerCodec(files.tokenizer_json)
-    bos_id = files.bos_id if codec.begins_with(files.bos_id) else None
     return extend_pretrained(
-        codec, rows=rows, eos_id=files.eos_id, bos_id=bos_id, pad_id=files.pad_id,
+        codec, rows=rows, eos_id=files.eos_id, bos_id=files.begin_id, pad_id=files.pad_id,
         backspace=backspace, latent=latent,
     )  # fmt: skip
 

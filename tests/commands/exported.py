@@ -16,6 +16,7 @@ from reasoning_jax.model import spec
 from reasoning_jax.train import state as states
 from reasoning_jax.train.checkpoint import Checkpoints
 from reasoning_jax.train.program import fresh_state, make_program
+from reasoning_jax.weights import read_companions
 
 
 def of_weights(path, **sections):
@@ -70,7 +71,7 @@ def saved_run(workdir, config, seed=0):
             state = states.TrainState(state.step, params, state.opt_state)
         runfolder.open_run(workdir, config, (), assembly.vocab)
         if config.weights.path:
-            runfolder.keep_pretrained(workdir, config.weights.path)
+            runfolder.keep_pretrained(workdir, read_companions(config.weights.path))
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             assert checkpoints.save(state, {}, {"config": to_dict(config)})
             checkpoints.wait()
