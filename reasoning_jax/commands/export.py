@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from reasoning_jax.model.lora import merge
 from reasoning_jax.train.state import adapters as adapters_of
 from reasoning_jax.vocab import TokenizerCodec, Vocab
 from reasoning_jax.weights import Companions, peft, tokenizer_out, vocabulary
+from reasoning_jax.weights.tokenizer_class import built_class, class_note
 
 ADAPTERS = ("merge", "beside")
 
@@ -54,6 +56,7 @@ def export(
     kept, missing = _kept(config, workdir, vocab)
     files = tokenizer_out.tokenizer_files(vocab, kept, model.max_positions)
     files[vocabulary.FILE] = vocabulary.vocab_text(vocab)
+    rebuilt = _rebuilt(family, files)
     trained = restore(assembly, workdir, step)
     params, lora = trained.params["model"], adapters_of(trained.params, config)
     adapter = None
@@ -62,10 +65,10 @@ def export(
         adapter = peft.peft_adapter(model, config.lora, flat, family, str(place))
     elif lora is not None:
         params = merge(params, lora)
-    notes = (*kept.notes, *missing)
+    notes = (*kept.notes, *missing, *rebuilt)
     files["README.md"] = readme(
         Facts(config, vocab, trained.step, _commit(workdir), trained.stage, adapter is not None,
-              missing, kept.has_template)
+              missing, kept.has_template, bool(rebuilt))
     )  # fmt: skip
     try:
         weights.export(
@@ -113,6 +116,13 @@ def _kept(config: Config, workdir: Path, vocab: Vocab) -> tuple[Companions, tupl
         "the run has no folder pretrained, and its source is not there: the chat template and the "
         "generation and tokenizer settings of the original are missing from this export",
     )
+
+
+def _rebuilt(family: str, files: Mapping[str, str]) -> list[str]:
+    """A note where transformers would not take tokenizer.json as it is."""
+    tokenizer = json.loads(files["tokenizer.json"])
+    settings = json.loads(files["tokenizer_config.json"])
+    return class_note(built_class({"model_type": family}, settings, tokenizer), tokenizer)
 
 
 def _commit(workdir: Path) -> str:

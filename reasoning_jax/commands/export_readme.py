@@ -12,7 +12,9 @@ from reasoning_jax.weights import peft, tokenizer_out, vocabulary
 
 
 class Facts(NamedTuple):
-    """What is told of an export. `missing`: what an older run has not kept of its source."""
+    """What is told of an export. `missing`: what an older run has not kept of its source.
+    `rebuilt`: `AutoTokenizer` would put a pre-tokenizer of its own in place of tokenizer.json's.
+    """
 
     config: Config
     vocab: Vocab
@@ -22,6 +24,7 @@ class Facts(NamedTuple):
     beside: bool = False
     missing: tuple[str, ...] = ()
     template: bool = False
+    rebuilt: bool = False
 
 
 _HEAD = """---
@@ -32,17 +35,21 @@ library_name: transformers
 {table}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, {tokenizer}
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = {tokenizer}.from_pretrained(FOLDER)
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
 ids = tokenizer({prompt}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, do_sample=False, max_new_tokens={tokens})[0]))
 ```
 
 `weights.path="FOLDER"` with `vocab.kind="weights"` gives the folder back to reasoning_jax, with the
-same vocabulary ({vocab_file}).
+same vocabulary ({vocab_file}).{rebuilt}
 """
+_REBUILT = """
+
+`AutoTokenizer` of transformers 5 gives models of this family a pre-tokenizer of its own and so
+other ids; `PreTrainedTokenizerFast` takes tokenizer.json as it is."""
 
 _BACKSPACE = """
 ## {literal} (id {backspace}) takes back the last token
@@ -135,7 +142,14 @@ def readme(facts: Facts) -> str:
     prompt = '"YOUR QUESTION"' + (f" + {_quoted(suffix)}" if suffix else "")
     tokens = config.sampling.max_new_tokens or config.sampling.max_actions
     parts = [
-        _HEAD.format(table=_table(facts), prompt=prompt, tokens=tokens, vocab_file=vocabulary.FILE)
+        _HEAD.format(
+            table=_table(facts),
+            prompt=prompt,
+            tokens=tokens,
+            vocab_file=vocabulary.FILE,
+            tokenizer="PreTrainedTokenizerFast" if facts.rebuilt else "AutoTokenizer",
+            rebuilt=_REBUILT if facts.rebuilt else "",
+        )
     ]
     if vocab.backspace_id is not None:
         masked = config.sequencematch.floor_backspace == "masked"

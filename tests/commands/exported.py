@@ -15,7 +15,7 @@ from reasoning_jax.config_check import check_devices, from_dict
 from reasoning_jax.model import spec
 from reasoning_jax.train import state as states
 from reasoning_jax.train.checkpoint import Checkpoints
-from reasoning_jax.train.program import fresh_state, make_program
+from reasoning_jax.train.program import abstract_state, make_program
 from reasoning_jax.weights import read_companions
 
 
@@ -63,12 +63,17 @@ def saved_run(workdir, config, seed=0):
 
     with jax.set_mesh(mesh):
         model = load_pretrained(assembly, mesh)
-        state = fresh_state(
-            program, mesh, drawn(program.specs["model"]) if model is None else model
-        )
-        if program.specs["lora"]:
-            params = {**state.params, "lora": drawn(program.specs["lora"])}
-            state = states.TrainState(state.step, params, state.opt_state)
+        params = {
+            "model": drawn(program.specs["model"]) if model is None else model,
+            "lora": drawn(program.specs["lora"]),
+        }
+        like = abstract_state(program, mesh)
+        zeros = [
+            jax.device_put(np.zeros(x.shape, x.dtype), x.sharding)
+            for x in jax.tree.leaves((like.step, like.opt_state))
+        ]
+        step, opt_state = jax.tree.unflatten(jax.tree.structure((like.step, like.opt_state)), zeros)
+        state = states.TrainState(step, params, opt_state)
         runfolder.open_run(workdir, config, (), assembly.vocab)
         if config.weights.path:
             runfolder.keep_pretrained(workdir, read_companions(config.weights.path))

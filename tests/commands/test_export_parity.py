@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from reasoning_jax import main
-from reasoning_jax.commands.assemble import assemble
 from reasoning_jax.commands.load import load_trained
 from reasoning_jax.commands.runfolder import read_config
 from reasoning_jax.config_check import from_dict
@@ -23,10 +22,7 @@ pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-PROMPTS = {
-    "word": ("is w1 a <eos> ?", "w3 w4 yes", "###"),
-    "word with thoughts": ("[Q]",),
-}
+PROMPTS = {"word": ("is w1 a <eos> ?", "w3 w4 yes", "###")}
 
 
 @pytest.fixture(autouse=True)
@@ -60,20 +56,26 @@ def code_of(readme):
     return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 
 
-def check_greedy(run, out, prompts, model=None):
+def read_tokenizer(out):
+    """By the class that the README names."""
+    first = code_of((out / "README.md").read_text())[0]
+    name = re.search(r"tokenizer = (\w+)\.from_pretrained", first)[1]
+    return getattr(transformers, name).from_pretrained(out)
+
+
+def check_greedy(run, out, prompts):
     """The README's own loop chooses our actions; so does generate() as far as nothing is taken
     back; and the tokenizer gives our prompts and our text.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-    if model is None:
-        model = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    blocks = code_of((out / "README.md").read_text())
+    tokenizer = read_tokenizer(out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     vocab = assemble_of(run).vocab
     names = {"model": model, "tokenizer": tokenizer}
-    blocks = code_of((out / "README.md").read_text())
     has_backspace = vocab.backspace_id is not None
     if has_backspace:
         for block in blocks[1:3]:
-            exec(block, names)  # noqa: S102  (the README of a folder that we have just written)
+            exec(block, names)  # the README of a folder that we have just written
     for prompt, (ids, actions) in zip(prompts, ours(run, prompts), strict=True):
         given = tokenizer(prompt, return_tensors="pt", split_special_tokens=True)
         assert given.input_ids[0].tolist() == ids
@@ -115,7 +117,7 @@ def test_every_kind_of_vocabulary(kind, tmp_path):
     assembly, _ = saved_run(run, config)
     rj("export", f"--workdir={run}", f"--out={out}")
     vocab = assembly.vocab
-    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    tokenizer = read_tokenizer(out)
     assert len(tokenizer) <= vocab.size
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (vocab.eos_id, vocab.pad_id)
     assert tokenizer.bos_token_id == vocab.bos_id
@@ -136,8 +138,9 @@ def test_every_kind_of_vocabulary(kind, tmp_path):
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         return
     prompts = PROMPTS.get(kind, ("7+5=", "9", "12+1="))
-    if not assembly.config.latent.mode == "off":
-        prompts = (assembly.vocab.decode(assembly.vocab.text_ids()[3:8]),)
+    if config.latent.mode != "off":
+        # A run with thoughts writes with them; what others see of it is compared above.
+        return
     check_greedy(run, out, prompts)
 
 

@@ -15,6 +15,7 @@ from reasoning_jax.model import spec, transformer
 from reasoning_jax.vocab import ByteCodec, make_vocab
 from reasoning_jax.weights import tokenizer_out
 from reasoning_jax.weights.config_json import FAMILIES
+from reasoning_jax.weights.tokenizer_class import _QWEN_SPLIT
 
 TEXT_END, CHAT_END, BEGIN = "<|endoftext|>", "<|im_end|>", "<|begin|>"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
@@ -30,7 +31,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, bool]] = {
 }
 
 
-def tokenizer_of_bytes(bos: bool) -> str:
+def tokenizer_of_bytes(bos: bool, qwen: bool = False) -> str:
     """A tokenizer.json of bytes, with a few merges and three special tokens of its own."""
     values = json.loads(tokenizer_out.tokenizer_json(make_vocab(ByteCodec())))
     model = values["model"]
@@ -43,6 +44,12 @@ def tokenizer_of_bytes(bos: bool) -> str:
         for i, content in enumerate((TEXT_END, CHAT_END, BEGIN))
     ]
     values["post_processor"] = None
+    if qwen:
+        # As published: `AutoTokenizer` builds Qwen's own, whatever stands there.
+        values["normalizer"] = {"type": "NFC"}
+        split = {"type": "Split", "pattern": {"Regex": _QWEN_SPLIT}, "behavior": "Isolated"}
+        steps = [{**split, "invert": False}, values["pre_tokenizer"]]
+        values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
     if bos:
         begin = {"SpecialToken": {"id": BEGIN, "type_id": 0}}
         text = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
@@ -81,7 +88,7 @@ def write_folder(name: str, folder: Path) -> Path:
     config = model_config(name)
     weights.export(
         folder, config, random_params(config), family=family, eos_id=[260, 259], bos_id=261,
-        pad_id=260, tokenizer_json=tokenizer_of_bytes(bos), chat_template=TEMPLATE,
+        pad_id=260, tokenizer_json=tokenizer_of_bytes(bos, name == "qwen2"), chat_template=TEMPLATE,
     )  # fmt: skip
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text())
