@@ -68,8 +68,9 @@ def saved_run(workdir, config, seed=0):
             "lora": drawn(program.specs["lora"]),
         }
         like = abstract_state(program, mesh)
+        # An export reads none of these.
         zeros = [
-            jax.device_put(np.zeros(x.shape, x.dtype), x.sharding)
+            jax.device_put(np.zeros(x.shape, x.dtype), sharding.replicated(mesh))
             for x in jax.tree.leaves((like.step, like.opt_state))
         ]
         step, opt_state = jax.tree.unflatten(jax.tree.structure((like.step, like.opt_state)), zeros)
