@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reasoning_jax import weights
+from reasoning_jax import screen, weights
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.export_readme import Facts, readme
 from reasoning_jax.commands.load import load_assembly, restore
@@ -71,6 +71,7 @@ def export(
               missing, kept.has_template, bool(rebuilt))
     )  # fmt: skip
     try:
+        screen.say(f"writing step {trained.step} to {out}")
         weights.export(
             out, model, params, family=family, files=files, adapter=adapter, overwrite=overwrite,
             eos_id=_one_or_all(tokenizer_out.eos_ids(vocab, kept)),

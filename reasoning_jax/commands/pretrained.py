@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasoning_jax import sharding
-from reasoning_jax.commands.assemble import Assembly
+from reasoning_jax.commands.assemble import Assembly, latent_rows
 from reasoning_jax.config import ConfigError, ModelConfig
 from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
@@ -32,19 +32,20 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         return None
     from reasoning_jax import weights
 
+    # Weights that were exported here know the action and the markers: their rows are not new ones.
+    known = weights.read_tokenizer(config.weights.path).rows
+    copied = latent_rows(config.weights, assembly.vocab)
     loaded = weights.load(
         config.weights.path,
         param_dtype=config.model.param_dtype,
         mesh=mesh,
         vocab_rows=assembly.vocab.size,
+        copied_rows={row: source for row, source in copied.items() if row >= known},
     )
     for note in loaded.notes:
         print(note, file=sys.stderr)
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
-    if not wanted or row is None:
-        return loaded.params
-    # Weights that were exported here know the action: their row is not a new one.
-    if row < weights.read_tokenizer(config.weights.path).rows:
+    if not wanted or row is None or row < known:
         return loaded.params
     source = assembly.examples("train")
     encoded = [
