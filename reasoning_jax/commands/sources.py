@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from reasoning_jax.commands.references import check_reference
 from reasoning_jax.config import ConfigError, DataConfig, to_dict
 from reasoning_jax.data import measured
 from reasoning_jax.data.batch import RowError
@@ -339,15 +340,7 @@ def _row_maker(assembly: Assembly, source: Any) -> Callable[[int, Example], Row]
             made = Row(needs, len(response), needs + longer > T and not encoder.cut)
         if is_text:
             return made
-        _, response = encoder.render(example)
-        if not assembly.judge(source, i)(response):
-            prefix = assembly.config.data.answer_prefix
-            raise ConfigError(
-                f"the reference response {response[:60]!r} is not judged right with "
-                f"data.answer_prefix={prefix!r};\n"
-                "set data.answer_prefix to what separates steps from the answer (such as '### '), "
-                "or data.with_steps=False"
-            )
+        check_reference(encoder, assembly.judge(source, i), example)
         return made
 
     return row
