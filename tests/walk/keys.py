@@ -30,7 +30,7 @@ PROSQA = {
 # {names} are files and folders that the walk has made.
 RUNS: dict[str, dict[str, typing.Any]] = {
     "edits": {**ARITHMETIC, "objective.name": "bc"},
-    "adapters": {**ARITHMETIC, "model.n_heads": 8, "model.n_kv_heads": 8, "mesh.data": 1,
+    "adapters": {**ARITHMETIC, "optimizer.warmup_steps": -1, "model.n_heads": 8, "model.n_kv_heads": 8, "mesh.data": 1,
                  "mesh.fsdp": 1},
     "matching": {**ARITHMETIC, "objective.name": "sequencematch", "noise.rate": 0.2,
                  "train.steps": 4},
@@ -44,7 +44,7 @@ RUNS: dict[str, dict[str, typing.Any]] = {
               "evaluate.problems": 6},
     "records": {**_SMALL, "model.d_model": 128, "model.n_layers": 2, "model.n_heads": 4,
                 "model.n_kv_heads": 4, "model.head_dim": 32, "model.d_ff": 512,
-                "vocab.kind": "weights", "objective.name": "bc"},
+                "vocab.kind": "weights", "vocab.latent": True, "objective.name": "bc"},
     "built": {**_SMALL, "data.source": "tfds", "data.path": "{built}",
               "vocab.kind": "tokenizer", "objective.name": "unlikelihood", "data.seq_len": 32,
               "model.rope_factor": 4.0},
@@ -98,6 +98,7 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "model.pair_rows": ("removal", 10),
     "weights.path": ("records", "{weights}"),
     "weights.backspace_probability": ("records", 0.01),
+    "weights.latent_rows": ("records", "ab"),
     "vocab.kind": ("adapters", "byte"),
     "vocab.path": ("built", "{tokenizer}"),
     "vocab.backspace": ("adapters", False),
@@ -172,6 +173,7 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "optimizer.learning_rate": ("edits", 0.01),
     "optimizer.schedule": ("edits", "wsd"),
     "optimizer.warmup_steps": ("edits", 1),
+    "optimizer.warmup_fraction": ("adapters", 0.4),
     "optimizer.decay_fraction": ("edits", 0.5),
     "optimizer.final_fraction": ("edits", 0.2),
     "optimizer.weight_decay": ("edits", 0.01),
