@@ -14,8 +14,8 @@ from pathlib import Path
 
 
 class Done(typing.NamedTuple):
-    """What a line printed and did. `debugging`: whether JAX's checks were on behind it. `at(name)` is a path of
-    the places; `of(line)` what another line of the table did.
+    """What a line printed and did. `debugging`: whether JAX's checks were on behind it. `at(name)`
+    is a path of the places; `of(line)` what another line of the table did.
     """
 
     out: str

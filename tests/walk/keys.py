@@ -30,8 +30,8 @@ PROSQA = {
 # {names} are files and folders that the walk has made.
 RUNS: dict[str, dict[str, typing.Any]] = {
     "edits": {**ARITHMETIC, "objective.name": "bc"},
-    "adapters": {**ARITHMETIC, "optimizer.warmup_steps": -1, "model.n_heads": 8, "model.n_kv_heads": 8, "mesh.data": 1,
-                 "mesh.fsdp": 1},
+    "adapters": {**ARITHMETIC, "optimizer.warmup_steps": -1, "model.n_heads": 8,
+                 "model.n_kv_heads": 8, "mesh.data": 1, "mesh.fsdp": 1},
     "matching": {**ARITHMETIC, "objective.name": "sequencematch", "noise.rate": 0.2,
                  "train.steps": 4},
     "thoughts": PROSQA,
