@@ -29,6 +29,7 @@ from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.data.staged import CurriculumSource, staged_batches
 from reasoning_jax.decoding.sampler import Thinking
+from reasoning_jax.durable import replace_text
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import attention, spec
@@ -347,9 +348,9 @@ def write_evaluation(
         {"step": step, "split": split, "n_problems": n, **values},
     )
     folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
-    (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
+    replace_text(folder / f"step_{step:08d}.jsonl", "".join(lines))
 
 
 def _saved_vocab(workdir: Path) -> Vocab | None:
