@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -40,6 +41,19 @@ def replace_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of one that is newly made in its folder, as the umask says.
+
+    For files of libraries that make them private. Raises OSError.
+    """
+    probe = path.with_name(f".{path.name}.mode")
+    probe.touch()
+    try:
+        shutil.copymode(probe, path)
+    finally:
+        probe.unlink()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ BaseException that is no Exception. Nothing here knows what a vocabulary is.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 # How much longer normalizers may make a text, all together. Those of published tokenizers: 4.
 _MOST_GROWTH = 1_000
+# Texts of which most tokenizers know one.
+_PROBES = ("a", "e", "0", " ", "A", "\n")
 
 
 class TokenizerError(ValueError):
@@ -20,7 +23,7 @@ class TokenizerError(ValueError):
 
 
 def parse_tokenizer_json(text: str) -> Any:
-    """A `tokenizers.Tokenizer`.
+    """A `tokenizers.Tokenizer` that neither cuts nor pads.
 
     Refused are ids that a file of this size cannot number (a table has a row for each), and steps
     that could multiply a text: 40 replacements of "a" by "aa" make a terabyte of one letter.
@@ -45,12 +48,41 @@ def parse_tokenizer_json(text: str) -> Any:
     import tokenizers
 
     tokenizer = guarded(tokenizers.Tokenizer.from_str, text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     highest = max(guarded(tokenizer.get_vocab).values(), default=-1)
     if highest >= len(text):
         raise TokenizerError(
             f"token id {highest:,} is more than a file of {len(text):,} characters can number"
         )
     return tokenizer
+
+
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that a `tokenizers.Tokenizer` itself puts before every text, and behind it.
+
+    Raises:
+      TokenizerError: its post-processor fails.
+    """
+    for text in _probes(tokenizer):
+        try:
+            bare = guarded(tokenizer.encode, text, add_special_tokens=False).ids
+        except TokenizerError:
+            continue  # it has no token for what it does not know
+        whole = guarded(tokenizer.encode, text, add_special_tokens=True).ids
+        if not bare:
+            continue  # no letter of the text is in the vocabulary
+        for i in range(len(whole) - len(bare) + 1):
+            if whole[i : i + len(bare)] == bare:
+                return whole[:i], whole[i + len(bare) :]
+        raise TokenizerError(f"it makes {len(whole)} ids of {len(bare)}, none of them the text's")
+    return [], []
+
+
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Texts of which the tokenizer should know one: last some of its own tokens."""
+    yield from _PROBES
+    yield from itertools.islice(guarded(tokenizer.get_vocab, with_added_tokens=False), 8)
 
 
 def guarded(function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:

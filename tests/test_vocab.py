@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from reasoning_jax import vocab as V
-from reasoning_jax.weights import WeightsError, read_tokenizer
+from reasoning_jax.tokenizer_json import frame, parse_tokenizer_json
+from reasoning_jax.weights import WeightsError, read_tokenizer, read_tokenizer_file
 
 # Texts that have broken a codec somewhere; literals of specials must stay text.
 HOSTILE = [
@@ -193,6 +194,45 @@ def test_a_word_that_would_read_as_a_pair_is_refused(word):
         V.PairCodec(("a", word))
 
 
+SIGNED = V.word_codec(
+    ["Every", "hilpus", "is", "a", "lempus.", "Is", "Tom", "hilpus?", ".", "...", "etc.,", "\n"]
+)
+
+
+def test_a_word_has_one_id_whatever_sign_follows():
+    """Catches: `hilpus`, `hilpus.` and `hilpus?` as three words that share nothing."""
+    assert SIGNED.signs == ".?,"
+    word, stop, asked = (SIGNED.encode(f"hilpus{sign}")[-1] for sign in ("", ".", "?"))
+    assert SIGNED.encode("hilpus hilpus. hilpus?") == [word, word, stop, word, asked]
+    assert stop >= len(SIGNED.words) > word
+    assert SIGNED.size == len(SIGNED.words) + 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Every hilpus is a lempus.", "Is Tom a hilpus?\nTom is a lempus.", "a . lempus", "...",
+        ". .", "etc., hilpus", "hilpus.\n. hilpus", "Tom?.,", "lempus...", "\n", "hilpus", "",
+    ],
+)  # fmt: skip
+def test_text_with_signs_comes_back_exactly(text):
+    vocab = V.Vocab.from_dict(json.loads(json.dumps(V.make_vocab(SIGNED).to_dict())))
+    ids = vocab.encode(text)
+    assert vocab.decode(ids) == text
+    # As the report joins what was written token by token.
+    assert "".join(vocab.piece(ids[:i], ids[i]) for i in range(len(ids))) == text
+
+
+def test_vocabularies_of_earlier_versions_keep_their_words():
+    # vocab.json says which rule: without "signs" they are parts of words.
+    old = {"kind": "word", "words": ["hilpus", "hilpus.", "is"]}
+    vocab = V.Vocab.from_dict({"codec": old, "specials": {"<pad>": 3, "<eos>": 4}, "size": 5})
+    assert vocab.encode("hilpus is hilpus.") == [0, 2, 1]
+    assert vocab.to_dict()["codec"] == old
+    with pytest.raises(V.VocabError, match="ends in a sign"):
+        V.WordCodec(("hilpus", "hilpus."), ".")
+
+
 def test_a_special_among_the_words_is_not_reachable_by_text():
     vocab = V.Vocab(V.PairCodec(("a", "end")), {V.PAD: 2, V.EOS: 1}, 3)
     assert vocab.encode("a a>a") == [0, 3]
@@ -290,7 +330,9 @@ def test_padding_and_eos_never_share_an_id(tiny):
         V.BACKSPACE: tiny.size,
     }  # fmt: skip
     one, _ = extended(tiny, bos_id=ids["<|im_end|>"])
-    assert one.bos_id is None
+    assert one.bos_id == one.eos_id
+    assert one.decode([one.eos_id]) == V.EOS
+    assert V.Vocab.from_dict(one.to_dict()) == one
 
 
 def test_holes_between_ids_are_neither_text_nor_sampled_nor_filled():
@@ -441,13 +483,15 @@ def test_no_damage_to_a_tokenizer_file_is_more_than_an_error_of_ours(tmp_path):
     path = tmp_path / "tokenizer.json"
     for content in (b"{}", b"\xff\xfe", b""):
         path.write_bytes(content)
-        with pytest.raises(V.VocabError, match=r"tokenizer\.json"):
-            V.load_tokenizer(path)
-    for missing in (tmp_path / "none.json", tmp_path, "\0"):
-        with pytest.raises(V.VocabError, match="cannot read"):
-            V.load_tokenizer(missing)
+        with pytest.raises(WeightsError, match=r"tokenizer\.json"):
+            read_tokenizer_file(path)
+    for missing, reason in (
+        (tmp_path / "none.json", "No such file"), (tmp_path, "not a regular"), ("\0", "no path"),
+    ):  # fmt: skip
+        with pytest.raises(WeightsError, match=reason):
+            read_tokenizer_file(missing)
     path.write_text(whole, encoding="utf-8")
-    assert V.load_tokenizer(path) == V.TokenizerCodec(whole)
+    assert read_tokenizer_file(path).tokenizer_json == whole
 
 
 def test_resizing_keeps_ids_and_never_cuts_one_off():
@@ -491,7 +535,6 @@ def test_bos_is_known_only_where_the_tokenizer_itself_adds_it(adds):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 0)]
         )
-    codec = V.TokenizerCodec(tokenizer.to_str())
-    assert codec.begins_with(0) == adds
-    assert not codec.begins_with(None)
-    assert codec.encode("a") == [1]
+    text = tokenizer.to_str()
+    assert frame(parse_tokenizer_json(text)) == ([0] * adds, [])
+    assert V.TokenizerCodec(text).encode("a") == [1]

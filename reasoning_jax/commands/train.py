@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax import sharding
+from reasoning_jax import devices, screen, sharding
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.assemble import (
     Assembly,
@@ -40,7 +40,8 @@ from reasoning_jax.train import state as states
 from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.vocab import LATENT
+from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -61,21 +62,37 @@ def train(
     """
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
-    assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    with screen.doing("reading the data and the vocabulary"):
+        begun = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
+        assembly = assemble(
+            config,
+            runfolder.read_vocab(workdir) if begun else None,
+            saved_horizon=runfolder.read_horizon(workdir) if begun else None,
+        )
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    found = devices.start()
+
+    # Its source may go away: what a run does not need and an export does is kept from the start.
+    kept = None
+    if config.weights.path and not runfolder.has_begun(workdir):
+        kept = read_companions(config.weights.path)
 
     def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
+            runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
+        if kept is not None:
+            runfolder.keep_pretrained(workdir, kept)
 
     with runfolder.opened(workdir):
         mesh_shape = check_machine(assembly)
         if not quiet:
-            for note in assembly.notes:
+            for note in (*assembly.notes, *(kept.notes if kept is not None else ())):
                 print(note)
-            print(
-                f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
-            )
+            print(f"{spec.count_params(program.specs):,} parameters, on {found}")
+            if line := devices.remark():
+                print(line)
             print(batch_tree(config, mesh_shape), flush=True)
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
@@ -104,11 +121,14 @@ def make_run(
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
-        source = make_source(assembly, mesh)
-        evaluate = _not_evaluated
-        if evaluated:
-            evaluate = make_evaluate(assembly, mesh, workdir, source)
+        what = "loading the weights" if config.weights.path else "making the parameters"
+        with screen.doing(what):
+            state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
+        with screen.doing("opening the data"):
+            source = make_source(assembly, mesh)
+            evaluate = _not_evaluated
+            if evaluated:
+                evaluate = make_evaluate(assembly, mesh, workdir, source)
         yield loop.Run(
             config, assembly.model, workdir, state, source, program.step, program.gradients,
             evaluate, {"config": to_dict(config)}, debug,
@@ -206,8 +226,10 @@ def check_machine(assembly: Assembly) -> tuple[int, int, int]:
 
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
-    assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    with screen.doing("reading the data and the vocabulary"):
+        assembly = assemble(config)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
+    devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
@@ -222,7 +244,8 @@ def dry_run(config: Config) -> int:
             examples = first_examples(assembly.examples("train"), rows)
             last = assembly.staged.curriculum.last
             (batch,) = staged_batches(examples, assembly.staged, last, rows, mesh)
-        memory = plan_memory(program, mesh, batch)
+        with screen.doing("compiling the training step"):
+            memory = plan_memory(program, mesh, batch)
     print("bytes per device")
     for name, size in {**memory, "total": sum(memory.values())}.items():
         print(f"  {name:<24} {size:>16,}  {size / 2**20:10.1f} MiB")
@@ -351,8 +374,3 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
     replace_text(folder / f"step_{step:08d}.jsonl", "".join(lines))
-
-
-def _saved_vocab(workdir: Path) -> Vocab | None:
-    described = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
-    return runfolder.read_vocab(workdir) if described else None
