@@ -243,7 +243,7 @@ class Checkpoints:
         findings = manifest.check(folder, step, items)
         if findings:
             return findings
-        wanted = manifest.arrays(folder)
+        wanted = manifest.arrays(folder) or None
         trees = [name for name in wanted or ("params", "opt") if not items or name in items]
         with paths.plain(folder) as place:
             for name in trees:
