@@ -14,18 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reasoning_jax.config_argument import parse_assignments
 from reasoning_jax.config_fields import (
     COLDEST,
     HUGE,
     MAX_SECONDS,
     TINY,
     ConfigError,
-    article,
     choice,
-    int_hint,
     nearest_name,
     number,
-    show,
 )
 from reasoning_jax.config_objectives import (
     LatentConfig,
@@ -39,7 +37,7 @@ __all__ = [
     "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
     "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
     "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
-    "parse_arg", "to_dict",
+    "parse_arg", "to_dict", "warmup_steps",
 ]  # fmt: skip
 
 
@@ -112,10 +110,13 @@ class WeightsConfig:
     With a path, the architecture is read from there and must not be set under `model`.
     `backspace_probability`: the new output row of <backspace> starts with about this probability
     (on a few training examples); 0 leaves it the mean of all rows.
+    `latent_rows`: the rows that <bot>, <eot> and <latent> start with, in embedding and unembedding:
+    the "mean" of all, or that of the one token of a text, as "<<" in the published Coconut code.
     """
 
     path: str = ""
     backspace_probability: float = number(0.001, 0.0, below=1.0)
+    latent_rows: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,16 @@ class NoiseConfig:
 class OptimizerConfig:
     """The optimizer. `freeze` and `no_decay` are regular expressions over parameter paths; one that
     matches nothing is an error. `accumulate` splits a batch into that many sequential parts.
+
+    The learning rate rises from 0 over the first `warmup_fraction` of train.steps, whatever their
+    number; `warmup_steps` from 0 on says a number of steps instead.
     """
 
     name: str = choice("adamw", "lion", "adafactor", "muon", "sgd")
     learning_rate: float = number(1e-3, TINY, HUGE)
     schedule: str = choice("cosine", "constant", "linear", "wsd")
-    warmup_steps: int = number(100, 0)
+    warmup_steps: int = number(-1, -1)
+    warmup_fraction: float = number(0.05, 0.0, below=1.0)
     decay_fraction: float = number(0.2, 0.0, 1.0)
     final_fraction: float = number(0.1, 0.0, 1.0)
     weight_decay: float = number(0.1, 0.0, HUGE)
@@ -202,6 +207,13 @@ class OptimizerConfig:
     accumulate: int = number(1, 1)
     no_decay: tuple[str, ...] = ("norm|bias|embedding",)
     freeze: tuple[str, ...] = ()
+
+
+def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:
+    """Steps of warm-up in a training of `steps`: as many as are set, or their share of all."""
+    if optimizer.warmup_steps >= 0:
+        return optimizer.warmup_steps
+    return min(round(optimizer.warmup_fraction * steps), max(steps - 1, 0))
 
 
 @dataclass(frozen=True)
@@ -266,7 +278,10 @@ class WatchdogConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. Actions that tie at
+    the border of top_k or top_p are all kept. These settings are of `sample`, `evaluate` and the
+    evaluations of `train`; rollouts have a temperature of their own (`replay.temperature`) and no
+    filters.
 
     `max_actions` counts everything executed, backspaces too; `max_new_tokens` bounds how much
     visible text there can be beyond the prompt (0: max_actions). At either limit <eos> is forced.
@@ -375,27 +390,18 @@ def keys_of_word_or_int() -> list[str]:
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """Parse the ARG of `--config=FILE:ARG`, "seed=1,objective=bc", over typed defaults.
 
-    A bare word sets the boolean of that name. Returns a ConfigDict of the defaults and their types,
-    which are bool, int, float or str.
+    A bare word sets the boolean of that name. Text may hold commas and signs of equality, as in
+    "weights=runs/lr=0.1,seed=0": it ends where the name of another argument follows a comma. Where
+    that leaves a doubt, an existing path is taken whole, and quotes settle it:
+    "weights='runs/a,seed=0',seed=1". Returns a ConfigDict of the defaults and their types, which
+    are bool, int, float or str.
 
     Raises:
       ConfigError: an unknown name, or a value that is not of its default's type.
     """
     from ml_collections import config_dict
 
-    values = dict(defaults)
-    for part in filter(None, (arg or "").split(",")):
-        name, given, text = part.partition("=")
-        if name not in defaults:
-            raise ConfigError(
-                f"config argument {show(name)} is unknown{nearest_name(name, defaults)}"
-            )
-        if not given and not isinstance(defaults[name], bool):
-            raise ConfigError(
-                f"config argument {name} needs a value, as in {name}={defaults[name]}"
-            )
-        values[name] = _parse_as(name, text if given else "true", defaults[name])
-    return config_dict.ConfigDict(values)
+    return config_dict.ConfigDict({**defaults, **parse_assignments(arg or "", defaults)})
 
 
 def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, Any]) -> None:
@@ -406,19 +412,6 @@ def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, An
             f"{name} must be one of {', '.join(options)}; got {show(value)}"
             f"{hint if hint.endswith('?') else ''}"
         )
-
-
-def _parse_as(name: str, text: str, default: Any) -> Any:
-    kind = type(default)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return kind(text)
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"config argument {name} must be {article(kind.__name__)}, got {show(text)} "
-            f"(default {default!r}){int_hint(kind, text)}"
-        ) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from reasoning_jax.config_fields import (
     nearest_name,
     show,
 )
+from reasoning_jax.config_unread import check_read
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -192,13 +193,20 @@ def validate(config: Config) -> None:
                 )
     else:
         _check_architecture(model)
-        if config.weights != WeightsConfig():
-            raise ConfigError(
-                f"weights.backspace_probability={config.weights.backspace_probability} has no "
-                "effect without weights.path; give a path, or leave it out"
-            )
+        for name in ("backspace_probability", "latent_rows"):
+            value = getattr(config.weights, name)
+            if value != getattr(WeightsConfig(), name):
+                raise ConfigError(
+                    f"weights.{name}={show(value)} has no effect without weights.path; give a "
+                    "path, or leave it out"
+                )
         if config.vocab.kind == "weights":
             raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
+    if config.weights.latent_rows != WeightsConfig().latent_rows and not config.vocab.latent:
+        raise ConfigError(
+            f"weights.latent_rows={show(config.weights.latent_rows)} has no effect without "
+            "vocab.latent=True; set it, or leave latent_rows out"
+        )
     if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):
         raise ConfigError(
             'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '
@@ -210,7 +218,13 @@ def validate(config: Config) -> None:
             "scores the tokens of the question, and pairs cannot be predicted; use another "
             'objective, or vocab.kind="word"'
         )
-    if (data.source == "task") != (not data.path):
+    if data.source != "task" and not data.path:
+        what = "FOLDER" if data.source in ("text", "tfds") else "FILE"
+        raise ConfigError(
+            f'data.path is empty, and data.source="{data.source}" reads from there; write '
+            f"--config.data.path={what}"
+        )
+    if data.source == "task" and data.path:
         raise ConfigError(
             'data.path goes with data.source="jsonl", "tfds" or "text"; got '
             f"source={data.source!r}, path={show(data.path)}"
@@ -251,6 +265,7 @@ def validate(config: Config) -> None:
             f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect "
             f'on objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
         )
+    check_read(config)
     check_sequencematch(config)
     check_latent(config)
     _check_attention(config)
@@ -263,12 +278,13 @@ def validate(config: Config) -> None:
     if optimizer.warmup_steps >= train.steps and optimizer.warmup_steps > 0:
         raise ConfigError(
             f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps="
-            f"{train.steps}"
+            f"{train.steps}; write --config.optimizer.warmup_steps={train.steps // 20}, or -1 for "
+            "the share optimizer.warmup_fraction of the steps"
         )
     if config.lora.train_also and not config.lora.rank:
         raise ConfigError(
             f"lora.train_also={config.lora.train_also} has no effect with lora.rank=0; set a rank, "
-            "or use optimizer.freeze"
+            "or write --config.lora.train_also=() and use optimizer.freeze"
         )
     if config.lora.rank and optimizer.freeze:
         raise ConfigError("lora.rank > 0 already freezes the base; use lora.train_also, not freeze")
@@ -286,7 +302,8 @@ def _check_architecture(model: ModelConfig) -> None:
     if model.n_heads % model.n_kv_heads:
         raise ConfigError(
             f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={model.n_heads}; "
-            f"nearest legal: {nearest_divisors(model.n_kv_heads, model.n_heads)}"
+            f"nearest legal: {nearest_divisors(model.n_kv_heads, model.n_heads)}; for as many as "
+            f"heads write --config.model.n_kv_heads={model.n_heads}"
         )
     if model.position == "rope" and model.head_dim % 2:
         raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")
@@ -375,8 +392,15 @@ def _check_evaluate(evaluate: EvaluateConfig) -> None:
         if not 1 <= k <= evaluate.samples_per_problem:
             raise ConfigError(
                 f"evaluate.pass_at_k={evaluate.pass_at_k}: every k must be between 1 and "
-                f"evaluate.samples_per_problem={evaluate.samples_per_problem}"
+                f"evaluate.samples_per_problem={evaluate.samples_per_problem}; write "
+                f"--config.evaluate.pass_at_k={_some_ks(evaluate)}"
             )
+
+
+def _some_ks(evaluate: EvaluateConfig) -> str:
+    """The legal k of pass@k among those that are set, or 1, as the command line takes them."""
+    most = evaluate.samples_per_problem
+    return ",".join(map(str, [k for k in evaluate.pass_at_k if 1 <= k <= most] or [1]))
 
 
 def check_devices(config: Config, model: ModelConfig, devices: int) -> tuple[int, int, int]:

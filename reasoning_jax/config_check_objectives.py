@@ -73,7 +73,9 @@ def check_sequencematch(config: Config) -> None:
     if match.bc_steps >= config.train.steps:
         raise ConfigError(
             f"sequencematch.bc_steps={match.bc_steps} must be below train.steps="
-            f'{config.train.steps}; for no SequenceMatch at all use objective.name="bc"'
+            f"{config.train.steps}; write --config.sequencematch.bc_steps="
+            f"{config.train.steps // 2}, "
+            'or objective.name="bc" for no SequenceMatch at all'
         )
     capacity = replay.capacity_rollouts
     refresh = replay.refresh_rollouts or rows

@@ -66,7 +66,6 @@ def get_config(arg: str = ""):
         config.data.question_suffix = " "
     config.optimizer.weight_decay = 0.01
     config.train.steps = round(steps * arg.longer)
-    config.optimizer.warmup_steps = config.train.steps // 20
     config.train.batch_rows = rows
     config.train.log_every_steps = max(1, config.train.steps // 20)
     config.train.evaluate_every_steps = max(1, config.train.steps // 4)

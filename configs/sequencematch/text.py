@@ -64,7 +64,6 @@ def get_config(arg: str = ""):
         config.model.head_dim = width // heads
         config.model.d_ff = 3 * width
         config.optimizer.learning_rate = 6e-4 if arg.scale == "gpu" else 3e-3
-    config.optimizer.warmup_steps = steps // 20
     config.train.steps = steps
     config.train.batch_rows = rows
     config.train.log_every_steps = max(1, steps // 30)

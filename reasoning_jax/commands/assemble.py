@@ -12,14 +12,16 @@ from typing import Any
 
 from reasoning_jax import vocab as vocabularies
 from reasoning_jax.commands.references import check_reference
+from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
     Config,
     ConfigError,
     DataConfig,
     ModelConfig,
-    SamplingConfig,
+    WeightsConfig,
 )
+from reasoning_jax.config_fields import show
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.curriculum import MODES, Curriculum, RowPlan, StagedEncoder
 from reasoning_jax.data.examples import Example, TaskSource, extract_answer
@@ -27,7 +29,7 @@ from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
 from reasoning_jax.tasks.answers import same_answer
-from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.vocab import LATENT, LATENT_SPECIALS, Vocab, VocabError
 
 # How many examples are encoded and judged on trial before a run starts.
 _TRIAL = 64
@@ -126,6 +128,7 @@ def assemble(
         vocab = saved_vocab
     else:
         vocab, notes = _vocab(config, task, model)
+    latent_rows(config.weights, vocab)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
@@ -143,6 +146,7 @@ def assemble(
             f"data.seq_len={config.data.seq_len} is beyond model.max_positions="
             f"{model.max_positions}"
         )
+    notes += row_note(model, config.data.seq_len)
     if config.objective.name == "bc" and vocab.backspace_id is None:
         raise ConfigError('objective.name="bc" needs vocab.backspace=True')
     units = task.noise_units() if task is not None else ()
@@ -176,6 +180,28 @@ def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
         config = horizon.with_horizon(config, saved or lengths.horizon)
     notes = horizon.notes(config, lengths, automatic)
     return replace(assembly, config=config, notes=(*assembly.notes, *notes))
+
+
+def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
+    """The id whose row each marker of latent thought starts with; None is the mean of all.
+
+    Raises:
+      ConfigError: `weights.latent_rows` is not one token of this vocabulary.
+    """
+    markers = [vocab.specials[name] for name in LATENT_SPECIALS if name in vocab.specials]
+    if not weights.path or weights.latent_rows == "mean":
+        return dict.fromkeys(markers)
+    try:
+        ids = vocab.encode(weights.latent_rows)
+    except VocabError as error:
+        raise ConfigError(f"weights.latent_rows: {error}") from None
+    if len(ids) != 1:
+        pieces = ", ".join(repr(vocab.decode([i])) for i in ids[:4]) + ", ..." * (len(ids) > 4)
+        raise ConfigError(
+            f"weights.latent_rows={show(weights.latent_rows)} must be one token of this tokenizer, "
+            f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
+        )
+    return dict.fromkeys(markers, ids[0])
 
 
 def window_chars(config: Config) -> int:
@@ -225,17 +251,6 @@ def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
     assert task is not None
     size = data.train_problems if split == "train" else _HELD_OUT
     return TaskSource(task, split, size)
-
-
-def check_room(model: ModelConfig, sampling: SamplingConfig, prompt_tokens: int) -> None:
-    """Refuse what would need more positions than a model with learned ones has."""
-    more = min(sampling.max_actions, sampling.max_new_tokens or sampling.max_actions)
-    if model.position == "learned" and prompt_tokens + more > model.max_positions:
-        raise ConfigError(
-            f"a prompt of {prompt_tokens} tokens and {more} new ones are beyond the "
-            f"{model.max_positions} positions of the model; shorten the prompt or lower "
-            "--config.sampling.max_new_tokens"
-        )
 
 
 def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
@@ -393,6 +408,7 @@ def evaluation_items(
     source = assembly.examples(split)
     encoder = assembly.encoder
     items: list[Any] = []
+    most = 0
     for i in range(min(count, len(source))):
         example = source[i]
         options, before_answer = (), ()
@@ -415,6 +431,7 @@ def evaluation_items(
         # The longest corrupted prompt: all of the response but <eos>, and the wrong tokens.
         longest = len(prompt_ids) + (len(response_ids) - 1 + wrong if wrong else 0)
         check_room(assembly.model, assembly.config.sampling, longest)
+        most = max(most, longest)
         items.append(
             EvaluationItem(
                 tuple(prompt_ids),
@@ -425,6 +442,7 @@ def evaluation_items(
                 before_answer,
             )
         )
+    tell_beyond(assembly.model, assembly.config.sampling, most, assembly.config.data.seq_len)
     return items
 
 
@@ -466,6 +484,7 @@ def text_windows(assembly: Assembly, split: str, count: int) -> list[list[int]]:
             f"windows of {max(map(len, windows))} tokens; lower it"
         )
     check_room(assembly.model, config.sampling, given)
+    tell_beyond(assembly.model, config.sampling, given, config.data.seq_len)
     return windows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reasoning_jax import weights
+from reasoning_jax import screen, weights
 from reasoning_jax.commands.load import load_assembly, restore
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.model.lora import merge
@@ -23,6 +23,7 @@ def export(config: Config, workdir: Path, out: Path, step: int | None) -> int:
     codec = vocab.codec
     model = trained.assembly.model
     try:
+        screen.say(f"writing step {trained.step} to {out}")
         weights.export(
             out, model, params, family=weights.family_of(model),
             tokenizer_json=codec.tokenizer_json if isinstance(codec, TokenizerCodec) else None,

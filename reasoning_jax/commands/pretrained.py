@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasoning_jax import sharding
-from reasoning_jax.commands.assemble import Assembly
+from reasoning_jax.commands.assemble import Assembly, latent_rows
 from reasoning_jax.config import ConfigError, ModelConfig
 from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
@@ -38,6 +38,7 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         param_dtype=config.model.param_dtype,
         mesh=mesh,
         vocab_rows=assembly.vocab.size,
+        copied_rows=latent_rows(config.weights, assembly.vocab),
     )
     for note in loaded.notes:
         print(note, file=sys.stderr)

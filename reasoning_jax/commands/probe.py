@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from reasoning_jax import screen
 from reasoning_jax.analysis import latent_probe as lp
 from reasoning_jax.analysis import summary
 from reasoning_jax.commands import runfolder
@@ -58,7 +59,7 @@ def probe(
     cases = _cases(assembly, problems or config.evaluate.problems)
     shown = _shown(assembly, cases, problem, prompt)
     trained = restore(assembly, workdir, step)
-    with jax.set_mesh(trained.mesh):
+    with jax.set_mesh(trained.mesh), screen.doing(f"reading thoughts on {len(cases)} problems"):
         subject = _subject(trained)
         _check_room(subject, [shown, *cases])
         result = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_jax import paths
-from reasoning_jax.config import Config, ConfigError, to_dict
+from reasoning_jax.config import Config, ConfigError, to_dict, warmup_steps
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.config_fields import MAX_INT, show
 from reasoning_jax.durable import open_locked, replace_text
@@ -94,6 +94,7 @@ def check_same_run(workdir: Path, config: Config) -> None:
             )
         return
     before = read_config(workdir)
+    _same_warmup(before, config)
     # Keys that an older version did not have take their defaults. What is illegal in it now is
     # compared as it stands, and differs.
     with contextlib.suppress(ConfigError):
@@ -104,6 +105,24 @@ def check_same_run(workdir: Path, config: Config) -> None:
             f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
             "Use another --workdir, or the same values to continue it"
         )
+
+
+def _same_warmup(before: Any, config: Config) -> None:
+    """Runs of older versions have their warm-up in steps: where that is what the share gives now,
+    write it into `before` as the config says it.
+    """
+    try:
+        optimizer, steps = before["optimizer"], before["train"]["steps"]
+        if "warmup_fraction" in optimizer:
+            return
+        same = optimizer["warmup_steps"] == warmup_steps(config.optimizer, steps)
+    except (KeyError, TypeError):
+        return
+    if same:
+        now = config.optimizer
+        optimizer |= {
+            "warmup_steps": now.warmup_steps, "warmup_fraction": now.warmup_fraction,
+        }  # fmt: skip
 
 
 def has_begun(workdir: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax import sharding
+from reasoning_jax import devices, screen, sharding
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.assemble import (
     Assembly,
@@ -60,10 +60,12 @@ def train(
     """
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
-    assembly = assemble(
-        config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
-    )
+    with screen.doing("reading the data and the vocabulary"):
+        assembly = assemble(
+            config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
+        )
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    found = devices.start()
 
     def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
@@ -76,9 +78,9 @@ def train(
         if not quiet:
             for note in assembly.notes:
                 print(note)
-            print(
-                f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
-            )
+            print(f"{spec.count_params(program.specs):,} parameters, on {found}")
+            if line := devices.remark():
+                print(line)
             print(batch_tree(config, mesh_shape), flush=True)
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
@@ -107,11 +109,14 @@ def make_run(
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
-        source = make_source(assembly, mesh)
-        evaluate = _not_evaluated
-        if evaluated:
-            evaluate = make_evaluate(assembly, mesh, workdir, source)
+        what = "loading the weights" if config.weights.path else "making the parameters"
+        with screen.doing(what):
+            state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
+        with screen.doing("opening the data"):
+            source = make_source(assembly, mesh)
+            evaluate = _not_evaluated
+            if evaluated:
+                evaluate = make_evaluate(assembly, mesh, workdir, source)
         yield loop.Run(
             config, assembly.model, workdir, state, source, program.step, program.gradients,
             evaluate, {"config": to_dict(config)}, debug,
@@ -209,8 +214,10 @@ def check_machine(assembly: Assembly) -> tuple[int, int, int]:
 
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
-    assembly = assemble(config)
+    with screen.doing("reading the data and the vocabulary"):
+        assembly = assemble(config)
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
+    devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
@@ -225,7 +232,8 @@ def dry_run(config: Config) -> int:
             examples = first_examples(assembly.examples("train"), rows)
             last = assembly.staged.curriculum.last
             (batch,) = staged_batches(examples, assembly.staged, last, rows, mesh)
-        memory = plan_memory(program, mesh, batch)
+        with screen.doing("compiling the training step"):
+            memory = plan_memory(program, mesh, batch)
     print("bytes per device")
     for name, size in {**memory, "total": sum(memory.values())}.items():
         print(f"  {name:<24} {size:>16,}  {size / 2**20:10.1f} MiB")

@@ -68,6 +68,10 @@ class BatchSource(Protocol):
         """
         ...
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of `next` since the last call that are to be told apart, by their purpose."""
+        ...
+
     @property
     def fresh_optimizer(self) -> bool:
         """Whether the step of the last batch is to begin with a new optimizer."""
@@ -203,6 +207,9 @@ class SupervisedSource:
         del state
         self._place = self._iterator.get_state()
         return self.place(next(self._iterator))
+
+    def seconds(self) -> dict[str, float]:
+        return {}
 
     def describe(self) -> Callable[[], dict[str, Any]]:
         """Of packed rows only the place in the stream from which they were made is known."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,7 @@ class CurriculumSource:
         self._step, self._began = 0, 0
         self.stage = curriculum.first
         self.fresh_optimizer = False
+        self._spent = 0.0
         self._open(0)
 
     def _open(self, k: int) -> None:
@@ -136,7 +138,16 @@ class CurriculumSource:
         if config.advance != "mastery" or not within or within % config.mastery_every_steps:
             return False
         assert self._measure is not None
-        return self._measure(state, self.stage) >= config.mastery
+        # The state is that of a step which may not be done yet: that wait is the step's.
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        mastered = self._measure(state, self.stage) >= config.mastery
+        self._spent += time.perf_counter() - began
+        return mastered
+
+    def seconds(self) -> dict[str, float]:
+        spent, self._spent = self._spent, 0.0
+        return {"mastery": spent} if spent else {}
 
     def save(self) -> dict[str, Any]:
         return {"step": self._step, "stage": self.stage, "stage_began": self._began}

@@ -268,6 +268,8 @@ def own_oracle(answer, text):
 def countdown_oracle(problem, text):
     numbers, target = problem.data["numbers"], problem.data["target"]
     text = text.strip()
+    if any(n[0] == "0" for n in re.findall("[0-9]+", text)):
+        return False
     if not text.isascii() or not set(text) <= set("0123456789+-*/()= \t\r\n"):
         return False
     if "=" in text:

@@ -466,8 +466,15 @@ def training(shape, steps=6):
         program = make_program(config, assembly.model, assembly.ids)
         state, source = fresh_state(program, mesh), make_source(assembly, mesh)
         values = []
-        for _ in range(steps):
-            state, metrics = program.step(state, source.next(state))
+        for step in range(steps):
+            batch = source.next(state)
+            # Every second step behind bc_steps samples; its seconds are told apart, once.
+            assert [*source.seconds()] == ["rollout"] * (step % 2)
+            assert source.seconds() == {}
+            sides = [batch] if batch.model is None else [batch, batch.model]
+            state, metrics = program.step(state, batch)
+            trained_on = sum(int((np.asarray(side.segments) > 0).sum()) for side in sides)
+            assert float(metrics["tokens"].value) == trained_on
             values.append(float(metrics["loss"].mean()))
         return values, source.arrays(), program.step._cache_size()
 
