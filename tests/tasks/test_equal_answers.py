@@ -137,7 +137,7 @@ TABLES = {
         "Tom is a gorpus..",
     ]),
     "prontoqa": (("prontoqa", {}), TRUTH, ["True", " True "], [
-        "true", "TRUE", "True.", "False", "not True", "True False", "True or False", "1", "Tru",
+        "true", "TRUE", "True.", "False", "not True", "True False", "True or False", "1", "T",
     ]),
 }  # fmt: skip
 ROWS = [
