@@ -63,6 +63,7 @@ _STRINGS = {
     "prompt_file": "sample: a file with one prompt a line.",
     "faults": "train, replay: what goes wrong and when, as kill@save:4 (for tests).",
     "scale": "reproduce: smoke, cpu, gpu or paper.",
+    "adapters": "export: merge (LoRA adapters into the weights) or beside (as PEFT has them).",
     "out": "report: the HTML file; evaluate, data, export, probe, replay: the folder.",
 }
 # Flags that other programs have, and how the same is done here.
@@ -87,6 +88,7 @@ _SWITCHES = {
     "dry_run": "Print shapes, memory and batch tree on these devices; allocate nothing.",
     "debug": "Checks for NaN, leaked tracers, reused keys; explains recompilation.",
     "quiet": "No progress lines.",
+    "overwrite": "export: replace the model in --out; other files there stay.",
     "json": "sample: a JSON object a completion, a line each.",
     "all": "sweep: every run, one after the other.",
     "list": "sweep: print the runs and train none.",

@@ -148,6 +148,10 @@ class TokenizerCodec:
     def size(self) -> int:
         return self._size
 
+    def tokens(self) -> dict[int, str]:
+        """Every id's token as tokenizer.json writes it, special ones too."""
+        return {i: t for t, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
     def special_ids(self) -> dict[str, int]:
         """The tokenizer's own special tokens by their literal."""
         added = self._tokenizer.get_added_tokens_decoder()
@@ -348,7 +352,9 @@ def extend_pretrained(
 
     Existing ids keep their meaning; `bos_id` is the id before every prompt, if any. A table with
     more rows than the tokenizer has ids (padding of the original authors) lends its free rows
-    first; `Vocab.size` says how many rows are needed.
+    first; `Vocab.size` says how many rows are needed. Special tokens of the tokenizer that are
+    called <backspace>, <bot>, <eot> or <latent> are these actions and markers: an exported model
+    has them.
 
     Raises:
       VocabError: the table has fewer rows than the tokenizer has ids, or a special's id is not one
@@ -367,15 +373,25 @@ def extend_pretrained(
         specials[BOS] = bos_id
     if pad_id is not None and pad_id not in specials.values():
         specials[PAD] = pad_id
-    wanted = [] if PAD in specials else [PAD]
-    wanted += [BACKSPACE] if backspace else []
-    wanted += LATENT_SPECIALS if latent else ()
-    added = {name: codec.size + i for i, name in enumerate(wanted)}
-    needed = codec.size + len(wanted)
+    chosen = [*([BACKSPACE] if backspace else []), *(LATENT_SPECIALS if latent else ())]
+    own = codec.special_ids()
+    specials |= {n: own[n] for n in chosen if n in own and own[n] not in specials.values()}
+    return with_specials(codec, specials, [PAD, *chosen], codec.size, rows)
+
+
+def with_specials(
+    codec: Codec, specials: Mapping[str, int], wanted: Iterable[str], first: int, rows: int
+) -> tuple[Vocab, str]:
+    """`specials` and, from id `first` on, those of `wanted` that are not among them, in a table of
+    at least `rows` rows; says what was done.
+    """
+    missing = [name for name in wanted if name not in specials]
+    added = {name: first + i for i, name in enumerate(missing)}
+    needed = first + len(missing)
     vocab = Vocab(codec, {**specials, **added}, max(rows, needed))
     what = ", ".join(f"{name}={i}" for name, i in added.items()) or "no special"
     return vocab, (
-        f"added {what}; tokenizer ids {codec.size}, embedding rows {rows} -> {vocab.size} "
+        f"added {what}; tokenizer ids {first}, embedding rows {rows} -> {vocab.size} "
         f"({vocab.size - needed} unused)"
     )
 

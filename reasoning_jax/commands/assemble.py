@@ -118,16 +118,18 @@ def assemble(
     """
     config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
     task = task_of(config) if with_data else None
+    from reasoning_jax import weights
+
     model, notes = config.model, ()
     if config.weights.path:
-        from reasoning_jax import weights
-
         read = weights.read_config(config.weights.path)
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
     if saved_vocab is not None:
         vocab = saved_vocab
     else:
         vocab, notes = _vocab(config, task, model)
+        if config.weights.path:
+            notes += weights.adapter_notes(config.weights.path)
     latent_rows(config.weights, vocab)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
@@ -166,22 +168,6 @@ def assemble(
     return assembly
 
 
-def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
-    """The assembly with a number in place of sequencematch.horizon="auto", and notes about it."""
-    from reasoning_jax.rl import horizon
-
-    config = assembly.config
-    automatic = config.sequencematch.horizon == "auto"
-    if not assembly.with_data:
-        # Nothing is trained without data, so that no loss needs it.
-        return replace(assembly, config=horizon.with_horizon(config, saved or 1))
-    lengths = horizon.measure(assembly.examples("train"), assembly.encoder, config)
-    if automatic:
-        config = horizon.with_horizon(config, saved or lengths.horizon)
-    notes = horizon.notes(config, lengths, automatic)
-    return replace(assembly, config=config, notes=(*assembly.notes, *notes))
-
-
 def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
     """The id whose row each marker of latent thought starts with; None is the mean of all.
 
@@ -202,6 +188,22 @@ def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
             f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
         )
     return dict.fromkeys(markers, ids[0])
+
+
+def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
+    """The assembly with a number in place of sequencematch.horizon="auto", and notes about it."""
+    from reasoning_jax.rl import horizon
+
+    config = assembly.config
+    automatic = config.sequencematch.horizon == "auto"
+    if not assembly.with_data:
+        # Nothing is trained without data, so that no loss needs it.
+        return replace(assembly, config=horizon.with_horizon(config, saved or 1))
+    lengths = horizon.measure(assembly.examples("train"), assembly.encoder, config)
+    if automatic:
+        config = horizon.with_horizon(config, saved or lengths.horizon)
+    notes = horizon.notes(config, lengths, automatic)
+    return replace(assembly, config=config, notes=(*assembly.notes, *notes))
 
 
 def window_chars(config: Config) -> int:
@@ -281,19 +283,10 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     if kind == "weights":
         from reasoning_jax import weights
 
-        tokenizer = weights.read_tokenizer(config.weights.path)
-        if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-            missing = "tokenizer.json" if tokenizer.tokenizer_json is None else "end-of-text id"
-            raise ConfigError(
-                f"weights.path={config.weights.path!r} comes without a {missing}, which "
-                'vocab.kind="weights" needs; put it beside the weights'
-            )
-        codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
-        vocab, added = vocabularies.extend_pretrained(
-            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, bos_id=tokenizer.begin_id,
-            pad_id=tokenizer.pad_id, **options,
-        )  # fmt: skip
-        return vocab, (*tokenizer.notes, added)
+        path = config.weights.path
+        files = weights.read_tokenizer(path)
+        vocab, added = weights.vocab_of_weights(files, model.vocab_size, path, **options)
+        return vocab, (*files.notes, added)
     if config.weights.path:
         raise ConfigError(
             f'vocab.kind={kind!r} does not go with weights.path; use vocab.kind="weights"'

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from reasoning_jax.config_fields import MAX_INT, show
 from reasoning_jax.durable import open_locked, replace_text
 from reasoning_jax.train.rows import read_rows
 from reasoning_jax.vocab import Vocab, VocabError
+from reasoning_jax.weights import Companions, read_companions
 
 # What may differ between a run and its continuation; everything else decides the result.
 _MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
@@ -30,6 +32,8 @@ _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
 _OLD_DEFAULTS = (("sequencematch", "horizon", 0), ("replay", "noise_rate", 0.0))
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
+# What came with the pretrained weights and goes with what is exported.
+_PRETRAINED = "pretrained"
 _LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -210,6 +214,31 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def keep_pretrained(workdir: Path, companions: Companions) -> None:
+    """Write the settings and the chat template that came with the pretrained weights of a run.
+
+    Raises:
+      ConfigError: the folder cannot be written.
+    """
+    folder = workdir / _PRETRAINED
+    partial = folder.with_name(f".{_PRETRAINED}.partial")
+    try:
+        for path in (partial, folder):
+            shutil.rmtree(path, ignore_errors=True)
+        partial.mkdir()
+        for name, text in companions.texts().items():
+            (partial / name).write_text(text, encoding="utf-8", newline="")
+        partial.rename(folder)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def read_pretrained(workdir: Path) -> Companions | None:
+    """What `keep_pretrained` kept; None in a run that has none, such as those of old versions."""
+    folder = workdir / _PRETRAINED
+    return read_companions(folder) if folder.is_dir() else None
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
 from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -67,16 +68,23 @@ def train(
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
     found = devices.start()
 
+    # Its source may go away: what a run does not need and an export does is kept from the start.
+    kept = None
+    if config.weights.path and not runfolder.has_begun(workdir):
+        kept = read_companions(config.weights.path)
+
     def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
         if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
             runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
+        if kept is not None:
+            runfolder.keep_pretrained(workdir, kept)
 
     with runfolder.opened(workdir):
         mesh_shape = check_machine(assembly)
         if not quiet:
-            for note in assembly.notes:
+            for note in (*assembly.notes, *(kept.notes if kept is not None else ())):
                 print(note)
             print(f"{spec.count_params(program.specs):,} parameters, on {found}")
             if line := devices.remark():
