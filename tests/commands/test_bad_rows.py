@@ -11,7 +11,7 @@ import pytest
 
 from reasoning_jax import config as C
 from reasoning_jax import main, sharding
-from reasoning_jax.commands import sources
+from reasoning_jax.commands import records as sources
 from reasoning_jax.commands.assemble import assemble, evaluation_items
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.data import measured
