@@ -155,7 +155,7 @@ def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
     if choices and value not in choices:
         raise ConfigError(
             f"{key} must be one of {', '.join(choices)}; got {show(value)}"
-            f"{nearest_name(value, choices)}"
+            f"{nearest_name(str(value), choices)}"
         )
     return value
 
