@@ -376,7 +376,7 @@ def as_config_dict(values: dict[str, Any]) -> Any:
     """A config's nested dicts as a ConfigDict, in which keys of a word or a number take either."""
     from ml_collections import config_dict
 
-    found = config_dict.ConfigDict(values, convert_dict=True)
+    found: Any = config_dict.ConfigDict(values, convert_dict=True)
     for key in keys_of_word_or_int():
         section, _, name = key.partition(".")
         if isinstance(values.get(section), dict) and name in values[section]:

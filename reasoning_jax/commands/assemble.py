@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands.records import Sources, measure_data
 from reasoning_jax.commands.room import check_room, row_note, tell_beyond
-from reasoning_jax.commands.sources import Sources, measure_data
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
     Config,

@@ -43,7 +43,7 @@ def shortcuts(config: Config, problems: int) -> int:
     from reasoning_jax.analysis.shortcuts import FEATURES
     from reasoning_jax.analysis.shortcuts import shortcuts as measure
     from reasoning_jax.commands import assemble
-    from reasoning_jax.commands.sources import Sources
+    from reasoning_jax.commands.records import Sources
 
     sources = Sources(config.data, assemble.task_of(config))
     fitted, tested = (

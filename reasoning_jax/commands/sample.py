@@ -17,8 +17,8 @@ from reasoning_jax.commands.assemble import (
     task_of,
 )
 from reasoning_jax.commands.load import load_assembly, restore
+from reasoning_jax.commands.records import Sources
 from reasoning_jax.commands.room import check_room, tell_beyond
-from reasoning_jax.commands.sources import Sources
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.data.examples import Example
 from reasoning_jax.decoding.sampler import Thinking

@@ -11,7 +11,7 @@ import pytest
 
 from reasoning_jax import config as C
 from reasoning_jax import main, sharding
-from reasoning_jax.commands import sources
+from reasoning_jax.commands import records
 from reasoning_jax.commands.assemble import assemble, evaluation_items
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.data import builder, measured
@@ -173,8 +173,8 @@ def test_a_finding_is_used_again_and_forgotten_with_the_content(tmp_path, monkey
     path = write(tmp_path / "a.jsonl", good_rows(60))
     first = assemble(config(path))
     made = []
-    maker = sources._row_maker
-    monkeypatch.setattr(sources, "_row_maker", lambda *a: made.append(a) or maker(*a))
+    maker = records._row_maker
+    monkeypatch.setattr(records, "_row_maker", lambda *a: made.append(a) or maker(*a))
     calls = []
     monkeypatch.setattr(measured, "measure", lambda *a, **k: calls.append(a) or first_found)
     first_found = first.sources.measured(first, "train")
