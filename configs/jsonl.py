@@ -9,8 +9,8 @@ Args     path, validation (a file of its own), steps (0: from the number of rows
          (bc, mle, sequencematch), weights (a Hugging Face folder or smollm2: fine-tunes that by
          LoRA), seq_len (0: the longest row)
 Time     printed at start as an estimate
-Expect   word problems of two steps, made from a template: 1,000 rows gave an exact match of 0.48 on 99
-         held-out ones after 374 of 1,496 steps; 200 rows 0.21 on 19 after 600 (seed 0, one run each)
+Expect   word problems of two steps, made from a template: 1,000 rows gave an exact match of 0.48
+         on 99 held-out ones after 374 of 1,496 steps, 200 rows 0.21 on 19 after 600 (one seed)
 
 The values that follow from the file stand in the run's config.json as those of any other config.
 """
