@@ -22,6 +22,7 @@ from reasoning_jax.commands.assemble import (
     first_examples,
     text_windows,
 )
+from reasoning_jax.commands.estimate import expected_time
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
@@ -94,6 +95,8 @@ def train(
             if line := devices.remark():
                 print(line)
             print(batch_tree(config, mesh_shape), flush=True)
+            if (expected := expected_time(assembly)) is not None:
+                print(expected, flush=True)
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:

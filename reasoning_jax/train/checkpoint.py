@@ -247,7 +247,7 @@ class Checkpoints:
         trees = [name for name in wanted or ("params", "opt") if not items or name in items]
         with paths.plain(folder) as place:
             for name in trees:
-                lines = stored.missing(place / name, wanted and wanted[name])
+                lines = stored.missing(place / name, wanted[name] if wanted else None)
                 findings += [f"{name}: {paths.own_name(line, folder)}" for line in lines]
             if not findings and values and wanted is not None:
                 findings = self._other_values(place, wanted)
