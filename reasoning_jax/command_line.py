@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from reasoning_jax.config import Config, to_dict
+from reasoning_jax.config import Config, keys_of_word_or_int, to_dict
 from reasoning_jax.config_fields import SHOWN, flat, int_hint, nearest_key, show
 from reasoning_jax.config_file import load_config_file
 from reasoning_jax.exit_codes import UsageError, exit_code, first_lines
@@ -384,6 +384,8 @@ def _meant_by_word(
 def _check_override_type(key: str, default: Any, text: str | None) -> None:
     if hasattr(default, "keys"):
         raise UsageError(_section_hint(key, default, text or ""))
+    if key in keys_of_word_or_int():
+        return
     kind = type(default)
     if kind is tuple and text is not None:
         try:

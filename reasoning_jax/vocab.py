@@ -19,6 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from reasoning_jax.tokenizer_json import TokenizerError, guarded, parse_tokenizer_json
+from reasoning_jax.words import PAIR, PairCodec, VocabError, WordCodec, word_codec
+
+__all__ = [
+    "BACKSPACE", "BASE_SPECIALS", "BOS", "BOT", "EOS", "EOT", "LATENT", "LATENT_SPECIALS", "PAD",
+    "PAIR", "ByteCodec", "CharCodec", "Codec", "PairCodec", "TokenizerCodec", "Vocab", "VocabError",
+    "WordCodec", "describe", "extend_pretrained", "make_vocab", "with_size", "word_codec",
+]  # fmt: skip
 
 PAD, BOS, EOS, BACKSPACE = "<pad>", "<bos>", "<eos>", "<backspace>"
 BOT, EOT, LATENT = "<bot>", "<eot>", "<latent>"
@@ -26,13 +33,7 @@ BASE_SPECIALS = (PAD, BOS, EOS)
 LATENT_SPECIALS = (BOT, EOT, LATENT)
 # How many ids before an id decide which text it adds.
 _PIECE_CONTEXT = 4
-# What joins the two words of a pair.
-PAIR = ">"
 _T = TypeVar("_T")
-
-
-class VocabError(ValueError):
-    """Text that a vocabulary cannot encode, or a vocabulary that cannot be built."""
 
 
 class Codec(Protocol):
@@ -112,110 +113,6 @@ class ByteCodec:
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "byte"}
-
-
-@dataclass(frozen=True)
-class WordCodec:
-    """One id a whitespace-separated word; a line end is a word of its own.
-
-    Decoding joins words by one space, and puts none around a line end: text that is written that
-    way comes back exactly.
-    """
-
-    words: tuple[str, ...]
-    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.words or len(set(self.words)) != len(self.words):
-            raise VocabError("a word vocabulary needs distinct words, at least one")
-        for word in self.words:
-            if word != "\n" and (not word or word.split() != [word]):
-                raise VocabError(f"{word!r} is not a word: it has whitespace or is empty")
-        object.__setattr__(self, "_ids", {w: i for i, w in enumerate(self.words)})
-
-    @property
-    def size(self) -> int:
-        return len(self.words)
-
-    def encode(self, text: str) -> list[int]:
-        try:
-            return [self._ids[w] for w in _pieces(text)]
-        except KeyError as missing:
-            raise VocabError(
-                f"word {missing.args[0]!r} is not among the {self.size} words of the vocabulary"
-                f"{self._hint(missing.args[0])}"
-            ) from None
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return _joined(self.words[i] for i in ids)
-
-    def text_ids(self) -> list[int]:
-        return list(range(self.size))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "word", "words": list(self.words)}
-
-    def _hint(self, word: str) -> str:
-        first, joint, second = word.partition(PAIR)
-        if joint and first in self._ids and second in self._ids:
-            return ', but its two halves are; vocab.kind="pair" encodes it'
-        return ""
-
-
-@dataclass(frozen=True)
-class PairCodec:
-    """Words as in `WordCodec`, and every pair `a>b` of two of them as one composite id.
-
-    For m words, pair (i, j) is `rows + i * m + j`, where `rows` is what lies in front of the pairs:
-    m here, `Vocab.size` in a vocabulary, whose specials stand between the words and the pairs. No
-    table has m * m rows: a model that reads a pair adds row i of its tokens' table and row j of a
-    second one (`ModelConfig.pair_rows`). So pairs are input only. They are in no `size`, are no
-    text ids, and can neither be predicted nor sampled.
-    """
-
-    words: tuple[str, ...]
-    _single: WordCodec = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_single", WordCodec(self.words))
-        for word in self.words:
-            if PAIR in word:
-                raise VocabError(
-                    f"the word {word!r} of a pair vocabulary has a {PAIR!r}, which joins two words "
-                    "to a pair; leave it out"
-                )
-
-    @property
-    def size(self) -> int:
-        return len(self.words)
-
-    def encode(self, text: str) -> list[int]:
-        ids, m = self._single._ids, self.size
-        out: list[int] = []
-        for piece in _pieces(text):
-            first, _, second = piece.partition(PAIR)
-            if first in ids and second in ids:
-                out.append(m + ids[first] * m + ids[second])
-            else:
-                # One word, or an error that names it.
-                out += self._single.encode(piece)
-        return out
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return _joined(self._word(i) for i in ids)
-
-    def _word(self, i: int) -> str:
-        m = self.size
-        if i < m:
-            return self.words[i]
-        first, second = divmod(i - m, m)
-        return f"{self.words[first]}{PAIR}{self.words[second]}"
-
-    def text_ids(self) -> list[int]:
-        return list(range(self.size))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "pair", "words": list(self.words)}
 
 
 @dataclass(frozen=True)
@@ -416,7 +313,9 @@ class Vocab:
         kinds: dict[str, Callable[[Mapping[str, Any]], Codec]] = {
             "char": lambda codec: CharCodec(_of(str, codec["characters"])),
             "byte": lambda codec: ByteCodec(),
-            "word": lambda codec: WordCodec(tuple(_of(str, w) for w in codec["words"])),
+            "word": lambda codec: WordCodec(
+                tuple(_of(str, w) for w in codec["words"]), _of(str, codec.get("signs", ""))
+            ),
             "pair": lambda codec: PairCodec(tuple(_of(str, w) for w in codec["words"])),
             "tokenizer": lambda codec: TokenizerCodec(_of(str, codec["tokenizer_json"])),
         }
@@ -512,16 +411,6 @@ def with_size(vocab: Vocab, size: int) -> Vocab:
     if size < max(vocab.codec.size, *(i + 1 for i in vocab.specials.values())):
         raise VocabError(f"{size} rows do not hold {describe(vocab)}")
     return dataclasses.replace(vocab, size=size)
-
-
-def _pieces(text: str) -> list[str]:
-    """The words of a text; a line end is one."""
-    return [w for line in text.split("\n") for w in (*line.split(), "\n")][:-1]
-
-
-def _joined(words: Iterable[str]) -> str:
-    """The inverse of `_pieces` for text with single spaces and none around line ends."""
-    return " ".join(words).replace(" \n", "\n").replace("\n ", "\n")
 
 
 def _of(kind: type[_T], value: Any) -> _T:

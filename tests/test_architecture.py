@@ -178,7 +178,9 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    ("config_fields", "tokenizer_json", "backspace", "durable", "fingerprint", "screen"),
+    (
+        "config_fields", "tokenizer_json", "backspace", "durable", "fingerprint", "screen", "words",
+    ),
     ("vocab", "devices"),
     ("config_objectives", "config_argument", "exit_codes", "paths"), ("config",),
     ("config_check_objectives", "config_unread", "sharding", "sweep"),

@@ -18,6 +18,7 @@ from typing import Any
 from reasoning_jax import paths
 from reasoning_jax.config import Config, ConfigError, to_dict, warmup_steps
 from reasoning_jax.config_check import from_dict
+from reasoning_jax.config_fields import MAX_INT, show
 from reasoning_jax.durable import open_locked, replace_text
 from reasoning_jax.train.rows import read_rows
 from reasoning_jax.vocab import Vocab, VocabError
@@ -27,6 +28,8 @@ from reasoning_jax.weights import Companions, read_companions
 _MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
 # (section, key, how it is called now): folders of older versions still have the old names.
 _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
+# Defaults of older versions in sections that only objective.name="sequencematch" reads.
+_OLD_DEFAULTS = (("sequencematch", "horizon", 0), ("replay", "noise_rate", 0.0))
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
 # What came with the pretrained weights and goes with what is exported.
@@ -57,6 +60,19 @@ def read_config(workdir: Path) -> Any:
     for section, old, new in _RENAMED:
         if isinstance(values, dict) and old in (values.get(section) or {}):
             values[section].setdefault(new, values[section].pop(old))
+    return with_new_defaults(values)
+
+
+def with_new_defaults(values: Any) -> Any:
+    """The values of a config.json without old defaults that were not read, for present ones to take
+    their place. Those of a run that read them stand.
+    """
+    objective = values.get("objective") if isinstance(values, dict) else None
+    if not isinstance(objective, dict) or objective.get("name") == "sequencematch":
+        return values
+    for section, key, old in _OLD_DEFAULTS:
+        if isinstance(values.get(section), dict) and values[section].get(key) == old:
+            del values[section][key]
     return values
 
 
@@ -192,12 +208,22 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not has_begun(workdir) or not (workdir / "vocab.json").exists():
+        if not has_begun(workdir):
+            _forget_start(workdir)
+        if not (workdir / "vocab.json").exists():
             write_json(workdir / "vocab.json", vocab.to_dict())
         write_json(workdir / "config.json", to_dict(config))
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _forget_start(workdir: Path) -> None:
+    """Remove what a start that made no step has left: another one may decide otherwise."""
+    for name in ("vocab.json", "measured.json", "eval/step_00000000.json",
+                 "samples/step_00000000.jsonl"):  # fmt: skip
+        (workdir / name).unlink(missing_ok=True)
+    shutil.rmtree(workdir / _PRETRAINED, ignore_errors=True)
 
 
 def keep_pretrained(workdir: Path, companions: Companions) -> None:
@@ -255,6 +281,38 @@ def read_vocab(workdir: Path) -> Vocab:
         return Vocab.from_dict(values)
     except VocabError as error:
         raise VocabError(f"{path}: {error}") from None
+
+
+def read_horizon(workdir: Path) -> int | None:
+    """The number that sequencematch.horizon="auto" is in this run, where it was measured.
+
+    Raises:
+      ConfigError: measured.json holds no such number.
+    """
+    if not (workdir / "measured.json").exists():
+        return None
+    values = read_json(workdir / "measured.json")
+    horizon = values.get("sequencematch.horizon") if isinstance(values, dict) else None
+    if type(horizon) is not int or not 1 <= horizon <= MAX_INT:
+        raise ConfigError(
+            f"{workdir / 'measured.json'}: wanted sequencematch.horizon, a number from 1 on, got "
+            f"{show(values)}"
+        )
+    return horizon
+
+
+def write_horizon(workdir: Path, config: Config) -> None:
+    """`measured.json`: what "auto" stands for, so that it stays the same to the run's end. `config`
+    is that of its assembly. Raises ConfigError.
+    """
+    if (workdir / "measured.json").exists():
+        return
+    try:
+        write_json(
+            workdir / "measured.json", {"sequencematch.horizon": config.sequencematch.horizon}
+        )
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
 
 
 def write_environment(workdir: Path) -> None:
