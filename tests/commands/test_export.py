@@ -30,7 +30,7 @@ from tests.weights.support import assert_same
 HOSTILE = (
     "", "7+5=", "ab12", "\n\n", " a  b ", "<backspace>", "x<eos>y", "<pad><bos>", "<|backspace|>",
     "naïve 日本 👩‍👧", "\x00\x1f\u2028\u00a0\x85", "a\tb\r\nc", "\u202eabc",
-    "hilpus jompus", "9" * 40,
+    "hilpus jompus", "is w1, a yes?!\nw2?", "9" * 40,
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def rj(*words):
 def words_file(folder):
     """A JSONL file of words, one of which is called like a special."""
     path = folder / "words.jsonl"
-    rows = [{"question": f"is w{i} a <eos> ?", "steps": [f"w{i} ##b"], "answer": "yes"}
+    rows = [{"question": f"is w{i}, a <eos>?", "steps": [f"w{i} ##b"], "answer": "yes"}
             for i in range(40)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

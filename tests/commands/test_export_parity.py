@@ -7,7 +7,6 @@ import re
 import jax
 import numpy as np
 import pytest
-
 from tokenizers import Tokenizer
 
 from reasoning_jax import main, weights
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-PROMPTS = {"word": ("is w1 a <eos> ?", "w3 w4 yes", "###")}
+PROMPTS = {"word": ("is w1, a <eos>?", "w3 w4? yes", "###")}
 
 
 @pytest.fixture(autouse=True)
