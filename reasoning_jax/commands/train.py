@@ -63,13 +63,13 @@ def train(
     with screen.doing("reading the data and the vocabulary"):
         assembly = assemble(config, _saved_vocab(workdir))
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    found = devices.start()
 
     def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
         runfolder.write_environment(workdir)
 
     with runfolder.opened(workdir):
+        found = devices.start()
         mesh_shape = check_machine(assembly)
         if not quiet:
             for note in assembly.notes:
