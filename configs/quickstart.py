@@ -34,6 +34,8 @@ def get_config(arg: str = ""):
         config.sequencematch.value_weight_data = 1.0
         config.sequencematch.bc_steps = 1000
         config.sequencematch.anneal_steps = 200
+        # As in docs/results.md; the default, -1, lets rollouts err as the data do.
+        config.replay.noise_rate = 0.0
     config.model.d_model = 64
     config.model.n_heads = config.model.n_kv_heads = 4
     config.model.head_dim = 16

@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from reasoning_jax.config import Config, to_dict
+from reasoning_jax.config import Config, keys_of_word_or_int, to_dict
 from reasoning_jax.config_fields import SHOWN, flat, int_hint, nearest_key, show
 from reasoning_jax.config_file import load_config_file
 from reasoning_jax.exit_codes import UsageError, exit_code, first_lines
@@ -65,6 +65,7 @@ _STRINGS = {
     "prompt_file": "sample: a file with one prompt a line.",
     "faults": "train, replay: what goes wrong and when, as kill@save:4 (for tests).",
     "scale": "reproduce: smoke, cpu, gpu or paper.",
+    "adapters": "export: merge (LoRA adapters into the weights) or beside (as PEFT has them).",
     "out": "report: the HTML file; evaluate, data, export, probe, replay: the folder.",
 }
 # Flags that other programs have, and how the same is done here.
@@ -89,6 +90,7 @@ _SWITCHES = {
     "dry_run": "Print shapes, memory and batch tree on these devices; allocate nothing.",
     "debug": "Checks for NaN, leaked tracers, reused keys; explains recompilation.",
     "quiet": "No progress lines.",
+    "overwrite": "export: replace the model in --out; other files there stay.",
     "json": "sample: a JSON object a completion, a line each.",
     "all": "sweep: every run, one after the other.",
     "list": "sweep, reproduce: print what there is to run, and run nothing.",
@@ -402,6 +404,8 @@ def _meant_by_word(
 def _check_override_type(key: str, default: Any, text: str | None) -> None:
     if hasattr(default, "keys"):
         raise UsageError(_section_hint(key, default, text or ""))
+    if key in keys_of_word_or_int():
+        return
     kind = type(default)
     if kind is tuple and text is not None:
         try:

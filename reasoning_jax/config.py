@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from reasoning_jax.config_argument import parse_assignments
-from reasoning_jax.config_fields import ConfigError, choice, nearest_name, number, show
+from reasoning_jax.config_fields import (
+    COLDEST,
+    HUGE,
+    MAX_SECONDS,
+    TINY,
+    ConfigError,
+    choice,
+    nearest_name,
+    number,
+    show,
+)
 from reasoning_jax.config_objectives import (
     LatentConfig,
     ObjectiveConfig,
@@ -60,18 +70,18 @@ class ModelConfig:
     head_dim: int = number(32, 1)
     d_ff: int = number(512, 1)
     norm: str = choice("rmsnorm", "layernorm")
-    norm_eps: float = number(1e-5, 0.0, 1.0)
+    norm_eps: float = number(1e-5, TINY, 1.0)
     position: str = choice("rope", "learned", "none")
     max_positions: int = number(1024, 1)
-    rope_theta: float = number(10_000.0, 1.0)
+    rope_theta: float = number(10_000.0, 1.0, 1e30)
     rope_scaling: str = choice("llama3", "linear", "yarn")
-    rope_factor: float = number(1.0, 1.0)
-    rope_low_frequency: float = number(1.0, 0.0)
-    rope_high_frequency: float = number(4.0, 0.0)
+    rope_factor: float = number(1.0, 1.0, HUGE)
+    rope_low_frequency: float = number(1.0, 0.0, HUGE)
+    rope_high_frequency: float = number(4.0, 0.0, HUGE)
     rope_original_positions: int = number(8192, 1)
-    rope_beta_fast: float = number(32.0, above=0.0)
-    rope_beta_slow: float = number(1.0, above=0.0)
-    rope_attention_factor: float = number(0.0, 0.0)
+    rope_beta_fast: float = number(32.0, TINY, HUGE)
+    rope_beta_slow: float = number(1.0, TINY, HUGE)
+    rope_attention_factor: float = number(0.0, 0.0, HUGE, least=TINY)
     rope_truncate: bool = True
     mlp: str = choice("swiglu", "gelu")
     tied_embeddings: bool = True
@@ -101,10 +111,13 @@ class WeightsConfig:
     With a path, the architecture is read from there and must not be set under `model`.
     `backspace_probability`: the new output row of <backspace> starts with about this probability
     (on a few training examples); 0 leaves it the mean of all rows.
+    `latent_rows`: the rows that <bot>, <eot> and <latent> start with, in embedding and unembedding:
+    the "mean" of all, or that of the one token of a text, as "<<" in the published Coconut code.
     """
 
     path: str = ""
     backspace_probability: float = number(0.001, 0.0, below=1.0)
+    latent_rows: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -181,17 +194,17 @@ class OptimizerConfig:
     """
 
     name: str = choice("adamw", "lion", "adafactor", "muon", "sgd")
-    learning_rate: float = number(1e-3, above=0.0)
+    learning_rate: float = number(1e-3, TINY, HUGE)
     schedule: str = choice("cosine", "constant", "linear", "wsd")
     warmup_steps: int = number(-1, -1)
     warmup_fraction: float = number(0.05, 0.0, below=1.0)
     decay_fraction: float = number(0.2, 0.0, 1.0)
     final_fraction: float = number(0.1, 0.0, 1.0)
-    weight_decay: float = number(0.1, 0.0)
+    weight_decay: float = number(0.1, 0.0, HUGE)
     b1: float = number(0.9, 0.0, below=1.0)
     b2: float = number(0.98, 0.0, below=1.0)
-    eps: float = number(1e-8, 0.0)
-    clip_norm: float = number(1.0, 0.0)
+    eps: float = number(1e-8, TINY, HUGE)
+    clip_norm: float = number(1.0, 0.0, 1e30, least=TINY)
     accumulate: int = number(1, 1)
     no_decay: tuple[str, ...] = ("norm|bias|embedding",)
     freeze: tuple[str, ...] = ()
@@ -211,7 +224,7 @@ class LoraConfig:
     """
 
     rank: int = number(0, 0)
-    alpha: float = number(16.0, 0.0)
+    alpha: float = number(16.0, 0.0, HUGE)
     targets: tuple[str, ...] = ("layers/attention/(query|key|value|output)", "layers/mlp/")
     train_also: tuple[str, ...] = ()
 
@@ -246,7 +259,7 @@ class TrainConfig:
     keep_every_steps: int = number(0, 0)
     skipped_steps_limit: int = number(10, 1)
     hash_every_logs: int = number(1, 0)
-    peak_flops: float = number(0.0, 0.0)
+    peak_flops: float = number(0.0, 0.0, 1e30)
 
 
 @dataclass(frozen=True)
@@ -257,16 +270,19 @@ class WatchdogConfig:
     """
 
     enabled: bool = True
-    step_s: float = number(60.0, above=0.0)
-    step_medians: float = number(10.0, 1.0)
-    compile_s: float = number(3600.0, above=0.0)
-    checkpoint_s: float = number(900.0, above=0.0)
-    evaluate_s: float = number(7200.0, above=0.0)
+    step_s: float = number(60.0, 1e-3, MAX_SECONDS)
+    step_medians: float = number(10.0, 1.0, HUGE)
+    compile_s: float = number(3600.0, 1e-3, MAX_SECONDS)
+    checkpoint_s: float = number(900.0, 1e-3, MAX_SECONDS)
+    evaluate_s: float = number(7200.0, 1e-3, MAX_SECONDS)
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. Actions that tie at
+    the border of top_k or top_p are all kept. These settings are of `sample`, `evaluate` and the
+    evaluations of `train`; rollouts have a temperature of their own (`replay.temperature`) and no
+    filters.
 
     `max_actions` counts everything executed, backspaces too; `max_new_tokens` bounds how much
     visible text there can be beyond the prompt (0: max_actions). At either limit <eos> is forced.
@@ -279,7 +295,7 @@ class SamplingConfig:
     method: str = choice("sample", "contrastive")
     contrastive_candidates: int = number(4, 1)
     contrastive_penalty: float = number(0.6, 0.0, 1.0)
-    temperature: float = number(1.0, 0.0, 100.0)
+    temperature: float = number(1.0, 0.0, 100.0, least=COLDEST)
     top_k: int = number(0, 0)
     top_p: float = number(1.0, high=1.0, above=0.0)
     min_p: float = number(0.0, 0.0, 1.0)
@@ -346,9 +362,30 @@ class Config:
 
 def default_config() -> Any:
     """The defaults as a mutable `ml_collections.ConfigDict`, for a config file to start from."""
+    return as_config_dict(to_dict(Config()))
+
+
+def as_config_dict(values: dict[str, Any]) -> Any:
+    """A config's nested dicts as a ConfigDict, in which keys of a word or a number take either."""
     from ml_collections import config_dict
 
-    return config_dict.ConfigDict(to_dict(Config()), convert_dict=True)
+    found = config_dict.ConfigDict(values, convert_dict=True)
+    for key in keys_of_word_or_int():
+        section, _, name = key.partition(".")
+        if isinstance(values.get(section), dict) and name in values[section]:
+            found[section][name] = config_dict.FieldReference(values[section][name], object)
+    return found
+
+
+def keys_of_word_or_int() -> list[str]:
+    """The dotted names of the keys that take a number or a word ("auto")."""
+    return [
+        f"{section.name}.{f.name}"
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.default)
+        for f in dataclasses.fields(section.default)
+        if f.type == "int | str"
+    ]
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -30,6 +31,19 @@ def replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of one that is newly made in its folder, as the umask says.
+
+    For files of libraries that make them private. Raises OSError.
+    """
+    probe = path.with_name(f".{path.name}.mode")
+    probe.touch()
+    try:
+        shutil.copymode(probe, path)
+    finally:
+        probe.unlink()
 
 
 @contextlib.contextmanager

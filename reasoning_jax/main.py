@@ -260,7 +260,10 @@ def _export(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "export"), _config(known, "export")
     from reasoning_jax.commands import export
 
-    return export.export(config, workdir, _out(known), known.checkpoint)
+    return export.export(
+        config, workdir, _out(known), known.checkpoint, overwrite=known.overwrite,
+        adapters=known.adapters,
+    )  # fmt: skip
 
 
 def _replay(known: flags.FlagValues, _: list[str]) -> int:
@@ -279,9 +282,11 @@ def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
     if wanted is None or len(runs) != wanted:
         raise UsageError(
             "checkpoint knows verify RUN [--checkpoint=N], list RUN, diff RUN[@N] RUN[@N], and "
-            "export RUN --out=DIR [--checkpoint=N]"
+            "export RUN --out=DIR [--checkpoint=N] [--overwrite] [--adapters=merge|beside]"
         )
-    for flag, takers in (("checkpoint", ("verify", "export")), ("out", ("export",))):
+    takers_of = {"checkpoint": ("verify", "export")}
+    takers_of |= dict.fromkeys(("out", "overwrite", "adapters"), ("export",))
+    for flag, takers in takers_of.items():
         if action not in takers and known[flag].present:
             raise UsageError(f"checkpoint {action} does not take --{flag}")
     from reasoning_jax.commands import checkpoint
@@ -297,7 +302,10 @@ def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
     from reasoning_jax.commands import export, saved_config
 
     config = from_dict(saved_config.get_config(runs[0]).to_dict())
-    return export.export(config, Path(runs[0]), _out(known), known.checkpoint)
+    return export.export(
+        config, Path(runs[0]), _out(known), known.checkpoint, overwrite=known.overwrite,
+        adapters=known.adapters,
+    )  # fmt: skip
 
 
 def _sweep(known: flags.FlagValues, _: list[str]) -> int:
@@ -431,14 +439,14 @@ _COMMANDS = {
     ),
     "export": Command(
         "RUN: write a checkpoint as a Hugging Face folder to --out",
-        ("config", "workdir", "debug", "quiet", "checkpoint", "out"),
+        ("config", "workdir", "debug", "quiet", "checkpoint", "out", "overwrite", "adapters"),
         _export,
         roles=("workdir",),
         of_run=True,
     ),
     "checkpoint": Command(
         "verify|list RUN, diff RUN[@N] RUN[@N], export RUN --out=DIR: what is saved, and is intact",
-        ("checkpoint", "out"),
+        ("checkpoint", "out", "overwrite", "adapters"),
         _checkpoint,
         words=3,
         also=("workdir",),

@@ -73,7 +73,7 @@ def matching_run(**sections):
     base = {
         "data": {"seq_len": 16, "train_problems": 50},
         "objective": {"name": "sequencematch"},
-        "sequencematch": {"bc_steps": 2, "anneal_steps": 2, "gamma": 0.9},
+        "sequencematch": {"bc_steps": 2, "anneal_steps": 2, "gamma": 0.9, "horizon": 0},
         "replay": {"sample_every_steps": 2, "capacity_rollouts": 16},
     }
     return tiny_run(**{k: {**base.get(k, {}), **sections.get(k, {})} for k in {**base, **sections}})

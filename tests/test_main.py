@@ -393,6 +393,8 @@ def places(tmp_path_factory):
         runfolder.open_run(tmp / name, K.from_dict(values), [], vocab)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
+    # Without a step a folder is no run, and takes any config.
+    (tmp / "run" / "metrics.jsonl").write_text('{"step": 2, "split": "train"}\n')
     (tmp / "nobody" / "checkpoints" / "3").mkdir()
     (tmp / "damaged" / "config.json").write_text("{")
     (tmp / "damaged_vocab" / "vocab.json").write_text('{"codec": {}}')

@@ -81,6 +81,8 @@ def get_config(arg: str = ""):
         match.horizon = 4
         match.gamma = 0.99
         match.alpha = arg.alpha
+        # As in docs/results.md; the default, -1, lets rollouts err as the data do.
+        config.replay.noise_rate = 0.0
         match.value_weight_data = 1.0
         match.bc_steps = config.train.steps // 2
         match.anneal_steps = config.train.steps // 10

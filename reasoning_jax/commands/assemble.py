@@ -6,29 +6,31 @@ Whatever is wrong with them is found here, before any device is touched.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands.references import check_reference
+from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
     Config,
     ConfigError,
     DataConfig,
     ModelConfig,
-    SamplingConfig,
+    WeightsConfig,
 )
+from reasoning_jax.config_fields import show
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.curriculum import MODES, Curriculum, RowPlan, StagedEncoder
 from reasoning_jax.data.examples import Example, TaskSource, extract_answer
 from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
-from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.tasks.answers import same_answer
+from reasoning_jax.vocab import LATENT, LATENT_SPECIALS, Vocab, VocabError
 
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
 # How many examples are encoded and judged on trial before a run starts.
 _TRIAL = 64
 # Validation and test problems that a task source offers.
@@ -99,11 +101,16 @@ class Assembly:
 
 
 def assemble(
-    config: Config, saved_vocab: Vocab | None = None, *, with_data: bool = True
+    config: Config,
+    saved_vocab: Vocab | None = None,
+    *,
+    with_data: bool = True,
+    saved_horizon: int | None = None,
 ) -> Assembly:
     """Build the parts of a run and try them on a few examples.
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data. Without `with_data`
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, and with
+    `saved_horizon` it is not measured what sequencematch.horizon="auto" is. Without `with_data`
     the data need not be there: prompts are encoded, but there is neither task nor noise.
 
     Raises:
@@ -111,16 +118,19 @@ def assemble(
     """
     config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
     task = task_of(config) if with_data else None
+    from reasoning_jax import weights
+
     model, notes = config.model, ()
     if config.weights.path:
-        from reasoning_jax import weights
-
         read = weights.read_config(config.weights.path)
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
     if saved_vocab is not None:
         vocab = saved_vocab
     else:
         vocab, notes = _vocab(config, task, model)
+        if config.weights.path:
+            notes += weights.adapter_notes(config.weights.path)
+    latent_rows(config.weights, vocab)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
@@ -138,6 +148,7 @@ def assemble(
             f"data.seq_len={config.data.seq_len} is beyond model.max_positions="
             f"{model.max_positions}"
         )
+    notes += row_note(model, config.data.seq_len)
     if config.objective.name == "bc" and vocab.backspace_id is None:
         raise ConfigError('objective.name="bc" needs vocab.backspace=True')
     units = task.noise_units() if task is not None else ()
@@ -152,7 +163,47 @@ def assemble(
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
     if with_data:
         _try_out(assembly)
+    if config.objective.name == "sequencematch":
+        assembly = _with_horizon(assembly, saved_horizon)
     return assembly
+
+
+def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
+    """The id whose row each marker of latent thought starts with; None is the mean of all.
+
+    Raises:
+      ConfigError: `weights.latent_rows` is not one token of this vocabulary.
+    """
+    markers = [vocab.specials[name] for name in LATENT_SPECIALS if name in vocab.specials]
+    if not weights.path or weights.latent_rows == "mean":
+        return dict.fromkeys(markers)
+    try:
+        ids = vocab.encode(weights.latent_rows)
+    except VocabError as error:
+        raise ConfigError(f"weights.latent_rows: {error}") from None
+    if len(ids) != 1:
+        pieces = ", ".join(repr(vocab.decode([i])) for i in ids[:4]) + ", ..." * (len(ids) > 4)
+        raise ConfigError(
+            f"weights.latent_rows={show(weights.latent_rows)} must be one token of this tokenizer, "
+            f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
+        )
+    return dict.fromkeys(markers, ids[0])
+
+
+def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
+    """The assembly with a number in place of sequencematch.horizon="auto", and notes about it."""
+    from reasoning_jax.rl import horizon
+
+    config = assembly.config
+    automatic = config.sequencematch.horizon == "auto"
+    if not assembly.with_data:
+        # Nothing is trained without data, so that no loss needs it.
+        return replace(assembly, config=horizon.with_horizon(config, saved or 1))
+    lengths = horizon.measure(assembly.examples("train"), assembly.encoder, config)
+    if automatic:
+        config = horizon.with_horizon(config, saved or lengths.horizon)
+    notes = horizon.notes(config, lengths, automatic)
+    return replace(assembly, config=config, notes=(*assembly.notes, *notes))
 
 
 def window_chars(config: Config) -> int:
@@ -204,17 +255,6 @@ def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
     return TaskSource(task, split, size)
 
 
-def check_room(model: ModelConfig, sampling: SamplingConfig, prompt_tokens: int) -> None:
-    """Refuse what would need more positions than a model with learned ones has."""
-    more = min(sampling.max_actions, sampling.max_new_tokens or sampling.max_actions)
-    if model.position == "learned" and prompt_tokens + more > model.max_positions:
-        raise ConfigError(
-            f"a prompt of {prompt_tokens} tokens and {more} new ones are beyond the "
-            f"{model.max_positions} positions of the model; shorten the prompt or lower "
-            "--config.sampling.max_new_tokens"
-        )
-
-
 def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
     """What corrupted prefixes are made of: the task's units where each is one token, else text."""
     units = task.noise_units() if task is not None else ()
@@ -243,19 +283,10 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     if kind == "weights":
         from reasoning_jax import weights
 
-        tokenizer = weights.read_tokenizer(config.weights.path)
-        if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-            missing = "tokenizer.json" if tokenizer.tokenizer_json is None else "end-of-text id"
-            raise ConfigError(
-                f"weights.path={config.weights.path!r} comes without a {missing}, which "
-                'vocab.kind="weights" needs; put it beside the weights'
-            )
-        codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
-        vocab, added = vocabularies.extend_pretrained(
-            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, bos_id=tokenizer.begin_id,
-            pad_id=tokenizer.pad_id, **options,
-        )  # fmt: skip
-        return vocab, (*tokenizer.notes, added)
+        path = config.weights.path
+        files = weights.read_tokenizer(path)
+        vocab, added = weights.vocab_of_weights(files, model.vocab_size, path, **options)
+        return vocab, (*files.notes, added)
     if config.weights.path:
         raise ConfigError(
             f'vocab.kind={kind!r} does not go with weights.path; use vocab.kind="weights"'
@@ -276,7 +307,7 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     elif kind == "char":
         codec = vocabularies.CharCodec(_characters(config, task))
     elif kind == "word":
-        codec = vocabularies.WordCodec(_words(config, task))
+        codec = vocabularies.word_codec(_words(config, task))
     else:
         codec = vocabularies.PairCodec(_words(config, task))
     vocab = vocabularies.make_vocab(codec, **options)
@@ -337,14 +368,7 @@ def _try_out(assembly: Assembly) -> None:
             assembly.encoder.encode(example, rng)
         if assembly.config.data.source == "text":
             continue
-        _, response = assembly.encoder.render(example)
-        if not assembly.judge(source, i)(response):
-            raise ConfigError(
-                f"the reference response {response[:120]!r} of {example.question[:80]!r} is not "
-                f"judged right with data.answer_prefix={assembly.config.data.answer_prefix!r};\n"
-                "set data.answer_prefix to what separates steps from the answer (such as '### '), "
-                "or data.with_steps=False"
-            )
+        check_reference(assembly.encoder, assembly.judge(source, i), example)
 
 
 def _try_stages(staged: StagedEncoder, example: Example, rng: Any) -> None:
@@ -360,14 +384,7 @@ def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
 
 
 def _matches(answer: str, prefix: str, text: str) -> bool:
-    return _plain(extract_answer(text, prefix)) == _plain(answer)
-
-
-def _plain(answer: str) -> str:
-    """An answer without blanks around it, and a number without commas: 1,000 is 1000."""
-    answer = answer.strip()
-    plain = answer.replace(",", "")
-    return plain if _NUMBER.fullmatch(plain) else answer
+    return same_answer(answer, extract_answer(text, prefix))
 
 
 def evaluation_items(
@@ -384,6 +401,7 @@ def evaluation_items(
     source = assembly.examples(split)
     encoder = assembly.encoder
     items: list[Any] = []
+    most = 0
     for i in range(min(count, len(source))):
         example = source[i]
         options, before_answer = (), ()
@@ -406,6 +424,7 @@ def evaluation_items(
         # The longest corrupted prompt: all of the response but <eos>, and the wrong tokens.
         longest = len(prompt_ids) + (len(response_ids) - 1 + wrong if wrong else 0)
         check_room(assembly.model, assembly.config.sampling, longest)
+        most = max(most, longest)
         items.append(
             EvaluationItem(
                 tuple(prompt_ids),
@@ -416,6 +435,7 @@ def evaluation_items(
                 before_answer,
             )
         )
+    tell_beyond(assembly.model, assembly.config.sampling, most, assembly.config.data.seq_len)
     return items
 
 
@@ -457,6 +477,7 @@ def text_windows(assembly: Assembly, split: str, count: int) -> list[list[int]]:
             f"windows of {max(map(len, windows))} tokens; lower it"
         )
     check_room(assembly.model, config.sampling, given)
+    tell_beyond(assembly.model, config.sampling, given, config.data.seq_len)
     return windows
 
 

@@ -73,7 +73,10 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
             f"{workdir / 'checkpoints'} does not exist; the run has saved nothing"
         )
     with screen.doing("reading the data" if with_data else "reading the vocabulary"):
-        return assemble(config, runfolder.read_vocab(workdir), with_data=with_data)
+        return assemble(
+            config, runfolder.read_vocab(workdir), with_data=with_data,
+            saved_horizon=runfolder.read_horizon(workdir),
+        )  # fmt: skip
 
 
 def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:

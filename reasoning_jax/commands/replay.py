@@ -37,7 +37,7 @@ def replay(config: Config, workdir: Path, step: int, out: Path | None, faults: s
     assembly = load_assembly(config, workdir)
     devices.tell()
     plan = fault_plans.parse(faults)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
     out = out or workdir / "replay" / f"step_{step:08d}"
     with (
         make_run(assembly, program, workdir, plan, evaluated=False) as run,

