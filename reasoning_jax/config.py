@@ -153,6 +153,11 @@ class DataConfig:
     `source` "text" is a folder of .txt files (or one): each document is read in windows of
     `window_chars` characters (0: what `seq_len` positions hold), without question or steps.
 
+    `columns` names the columns of a "jsonl" source, ("question=prompt", "answer=text"); "steps=" is
+    no steps. Without it the common names are known (docs/data.md). `bad_rows`: whether records that
+    cannot be read, encoded, held by a row or judged right are refused before the first step, or
+    left out and counted.
+
     `reshuffle_edges` puts the edges and the two choices of a ProsQA question into a new order each
     time it is trained on.
     """
@@ -160,6 +165,8 @@ class DataConfig:
     source: str = choice("task", "jsonl", "tfds", "text")
     path: str = ""
     validation_path: str = ""
+    columns: tuple[str, ...] = ()
+    bad_rows: str = choice("refuse", "skip")
     train_problems: int = number(100_000, 1)
     seq_len: int = number(64, 2)
     pack_examples: bool = False
@@ -369,7 +376,7 @@ def as_config_dict(values: dict[str, Any]) -> Any:
     """A config's nested dicts as a ConfigDict, in which keys of a word or a number take either."""
     from ml_collections import config_dict
 
-    found = config_dict.ConfigDict(values, convert_dict=True)
+    found: Any = config_dict.ConfigDict(values, convert_dict=True)
     for key in keys_of_word_or_int():
         section, _, name = key.partition(".")
         if isinstance(values.get(section), dict) and name in values[section]:

@@ -21,6 +21,7 @@ from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sample import printable, read_prompts, strike_out
 from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.tasks import gym
+from tests.small import with_a_step
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MAX_LINES = 6
@@ -379,6 +380,9 @@ def places(tmp_path_factory):
     runfolder.write_json(
         tmp / "swept" / "sweep.json", {"runs": [{"name": "a", "overrides": {}, "config": ""}]}
     )
+    # A sweep has begun when a run of it has a step.
+    (tmp / "swept" / "a").mkdir()
+    (tmp / "swept" / "a" / "metrics.jsonl").write_text('{"step": 2, "split": "train"}\n')
     (tmp / "binary.txt").write_bytes(b"1+\xff\n")
     (tmp / "empty.txt").write_text(" \n\n\t\n")
     config, vocab = tiny(), V.make_vocab(V.CharCodec("\n+-=0123456789"))
@@ -391,6 +395,8 @@ def places(tmp_path_factory):
         for section in changes:
             values[section] |= changes[section]
         runfolder.open_run(tmp / name, K.from_dict(values), [], vocab)
+    for name in ("run", "bare", "damaged", "damaged_vocab", "moved", "learned", "swept/a"):
+        with_a_step(tmp / name)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
     # Without a step a folder is no run, and takes any config.

@@ -327,10 +327,20 @@ def _of_words(codec: WordCodec) -> dict[str, Any]:
         {"type": "Replace", "pattern": {"String": "\n "}, "content": "\n"},
     ]
     return _built(
-        _word_level(codec.words),
+        _word_pieces(codec) if codec.signs else _word_level(codec.words),
         {"type": "Sequence", "pretokenizers": pre},
         {"type": "Sequence", "decoders": decoders},
     )
+
+
+def _word_pieces(codec: WordCodec) -> dict[str, Any]:
+    """Words, and signs that go on a word: " ." is the full stop right behind one, "." a word."""
+    model = _word_level([*codec.words, *(f" {sign}" for sign in codec.signs)])
+    longest = 1 << 20
+    return {
+        **model, "type": "WordPiece", "continuing_subword_prefix": " ",
+        "max_input_chars_per_word": longest,
+    }  # fmt: skip
 
 
 def _of_bytes(codec: ByteCodec) -> dict[str, Any]:

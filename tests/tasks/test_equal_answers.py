@@ -137,7 +137,7 @@ TABLES = {
         "Tom is a gorpus..",
     ]),
     "prontoqa": (("prontoqa", {}), TRUTH, ["True", " True "], [
-        "true", "TRUE", "True.", "False", "not True", "True False", "True or False", "1", "Tru",
+        "true", "TRUE", "True.", "False", "not True", "True False", "True or False", "1", "T",
     ]),
 }  # fmt: skip
 ROWS = [
@@ -268,6 +268,8 @@ def own_oracle(answer, text):
 def countdown_oracle(problem, text):
     numbers, target = problem.data["numbers"], problem.data["target"]
     text = text.strip()
+    if any(n[0] == "0" for n in re.findall("[0-9]+", text)):
+        return False
     if not text.isascii() or not set(text) <= set("0123456789+-*/()= \t\r\n"):
         return False
     if "=" in text:
