@@ -454,7 +454,9 @@ def test_printed_configs_are_configs(results, places):
         return K.from_dict(json.loads(out))
 
     for shipped in CONFIGS.glob("*.py"):
-        printed(shipped.stem)
+        # jsonl.py needs a file of the user's.
+        if shipped.stem != "jsonl":
+            printed(shipped.stem)
     assert printed("print") == tiny("objective=mle,seed=3")
     plain = C.to_dict(tiny())
     plain["seed"] = 7
