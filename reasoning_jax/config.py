@@ -153,6 +153,11 @@ class DataConfig:
     `source` "text" is a folder of .txt files (or one): each document is read in windows of
     `window_chars` characters (0: what `seq_len` positions hold), without question or steps.
 
+    `columns` names the columns of a "jsonl" source, ("question=prompt", "answer=text"); "steps=" is
+    no steps. Without it the common names are known (docs/data.md). `bad_rows`: whether records that
+    cannot be read, encoded, held by a row or judged right are refused before the first step, or
+    left out and counted.
+
     `reshuffle_edges` puts the edges and the two choices of a ProsQA question into a new order each
     time it is trained on.
     """
@@ -160,6 +165,8 @@ class DataConfig:
     source: str = choice("task", "jsonl", "tfds", "text")
     path: str = ""
     validation_path: str = ""
+    columns: tuple[str, ...] = ()
+    bad_rows: str = choice("refuse", "skip")
     train_problems: int = number(100_000, 1)
     seq_len: int = number(64, 2)
     pack_examples: bool = False

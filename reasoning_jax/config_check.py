@@ -155,7 +155,7 @@ def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
     if choices and value not in choices:
         raise ConfigError(
             f"{key} must be one of {', '.join(choices)}; got {show(value)}"
-            f"{nearest_name(value, choices)}"
+            f"{nearest_name(str(value), choices)}"
         )
     return value
 
@@ -238,6 +238,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             'data.validation_path goes with data.source="jsonl"; got '
             f"source={data.source!r}, validation_path={show(data.validation_path)}"
+        )
+    if data.columns and data.source != "jsonl":
+        raise ConfigError(
+            f'data.columns={show(data.columns)} goes with data.source="jsonl"; got '
+            f"source={data.source!r}"
         )
     name = config.objective.name
     if config.noise.rate > 0 and name in ("mle", "unlikelihood"):

@@ -121,8 +121,8 @@ def _assigned(tree: ast.AST) -> Iterator[tuple[str, int]]:
             if parts and isinstance(at, ast.Name):
                 # `model = config.model; model.d_ff = 3` sets model.d_ff, too.
                 whole = [*reversed(parts)]
-                yield ".".join(whole), node.lineno
-                yield ".".join([at.id, *whole]), node.lineno
+                yield ".".join(whole), target.lineno
+                yield ".".join([at.id, *whole]), target.lineno
 
 
 def nearest_file(path: Path, pattern: str) -> str:

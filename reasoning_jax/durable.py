@@ -28,9 +28,19 @@ def replace_text(path: Path, text: str) -> None:
     """Give a file a new content at once: whoever reads it sees the old or the new one, and a crash
     leaves one of them. Raises OSError.
     """
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """`replace_text` of bytes. Raises OSError, and leaves nothing half written then."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def share(path: Path) -> None:

@@ -453,7 +453,7 @@ TIED = {
     "model.rope_low_frequency", "model.rope_high_frequency", "weights.path", "vocab.kind",
     "weights.backspace_probability", "weights.latent_rows", "vocab.path", "vocab.backspace",
     "vocab.latent", "data.source", "data.path", "data.validation_path", "data.window_chars",
-    "data.reshuffle_edges",
+    "data.reshuffle_edges", "data.columns",
     "data.pack_examples", "data.with_steps", "noise.rate", "objective.name", "objective.layout",
     "objective.p2_rows", "objective.unlikelihood_weight", "optimizer.accumulate",
     "optimizer.warmup_steps", "optimizer.freeze", "train.batch_rows", "train.steps", "lora.rank",

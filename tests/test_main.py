@@ -21,6 +21,7 @@ from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sample import printable, read_prompts, strike_out
 from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.tasks import gym
+from tests.small import with_a_step
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MAX_LINES = 6
@@ -375,6 +376,8 @@ def places(tmp_path_factory):
         for section in changes:
             values[section] |= changes[section]
         runfolder.open_run(tmp / name, K.from_dict(values), [], vocab)
+    for name in ("run", "bare", "damaged", "damaged_vocab", "moved", "learned", "swept/a"):
+        with_a_step(tmp / name)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
     (tmp / "nobody" / "checkpoints" / "3").mkdir()

@@ -43,10 +43,11 @@ def shortcuts(config: Config, problems: int) -> int:
     from reasoning_jax.analysis.shortcuts import FEATURES
     from reasoning_jax.analysis.shortcuts import shortcuts as measure
     from reasoning_jax.commands import assemble
+    from reasoning_jax.commands.records import Sources
 
-    task = assemble.task_of(config)
+    sources = Sources(config.data, assemble.task_of(config))
     fitted, tested = (
-        assemble.first_examples(assemble.open_source(config.data, task, split), problems)
+        assemble.first_examples(sources.raw(split), problems)
         for split in ("train", config.evaluate.split)
     )
     with screen.doing(f"fitting {len(fitted):,} questions"):

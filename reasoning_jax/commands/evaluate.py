@@ -30,6 +30,8 @@ def evaluate(config: Config, workdir: Path, step: int | None, out: Path | None =
     kept = _kept(workdir, out)
     trained = load_trained(config, workdir, step)
     e = config.evaluate
+    for note in trained.assembly.notes:
+        print(note, file=sys.stderr)
     with jax.set_mesh(trained.mesh):
         measure = make_measure(trained.assembly, trained.mesh, trained.stage)
         with screen.doing(f"evaluating {e.problems} problems"):

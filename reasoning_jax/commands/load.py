@@ -75,7 +75,7 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
     with screen.doing("reading the data" if with_data else "reading the vocabulary"):
         return assemble(
             config, runfolder.read_vocab(workdir), with_data=with_data,
-            saved_horizon=runfolder.read_horizon(workdir),
+            splits=(config.evaluate.split,), saved_horizon=runfolder.read_horizon(workdir),
         )  # fmt: skip
 
 

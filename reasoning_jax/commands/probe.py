@@ -56,6 +56,8 @@ def probe(
             f"probe needs a run with thoughts; {workdir} has latent.mode={config.latent.mode!r}, "
             f"latent.c_thought={config.latent.c_thought}"
         )
+    # What may be damaged is read before the work.
+    norms = _norms(workdir)
     cases = _cases(assembly, problems or config.evaluate.problems)
     shown = _shown(assembly, cases, problem, prompt)
     trained = restore(assembly, workdir, step)
@@ -73,7 +75,7 @@ def probe(
             **analyse(subject, shown, cases, config),
         }
     result["tree"]["problem"] = problem if prompt is None else None
-    result["thought_norm"] = _norms(workdir)
+    result["thought_norm"] = norms
     folder = workdir / "probe" if out is None else out
     try:
         runfolder.write_json(folder / "probe.json", result)

@@ -45,12 +45,13 @@ def replay(config: Config, workdir: Path, step: int, out: Path | None, faults: s
     ):
         with screen.doing(f"computing step {step}, from the checkpoint before it"):
             found = replay_step(run, checkpoints, step)
+        # Shown first, whatever becomes of the files.
+        print(_text(found, _logged_hash(workdir, step)))
         try:
             dump_batch(out / "batch.npz", found.batch)
             runfolder.write_json(out / "report.json", found.report)
         except OSError as error:
             raise ConfigError(f"--out={out} cannot be written: {error.strerror}") from None
-    print(_text(found, _logged_hash(workdir, step)))
     print(f"written to {out}")
     return 0
 

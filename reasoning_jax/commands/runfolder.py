@@ -208,12 +208,22 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not has_begun(workdir) or not (workdir / "vocab.json").exists():
+        if not has_begun(workdir):
+            _forget_start(workdir)
+        if not (workdir / "vocab.json").exists():
             write_json(workdir / "vocab.json", vocab.to_dict())
         write_json(workdir / "config.json", to_dict(config))
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _forget_start(workdir: Path) -> None:
+    """Remove what a start that made no step has left: another one may decide otherwise."""
+    for name in ("vocab.json", "measured.json", "eval/step_00000000.json",
+                 "samples/step_00000000.jsonl"):  # fmt: skip
+        (workdir / name).unlink(missing_ok=True)
+    shutil.rmtree(workdir / _PRETRAINED, ignore_errors=True)
 
 
 def keep_pretrained(workdir: Path, companions: Companions) -> None:

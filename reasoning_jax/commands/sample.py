@@ -14,10 +14,10 @@ from reasoning_jax.commands.assemble import (
     Assembly,
     answer_plan,
     first_examples,
-    open_source,
     task_of,
 )
 from reasoning_jax.commands.load import load_assembly, restore
+from reasoning_jax.commands.records import Sources
 from reasoning_jax.commands.room import check_room, tell_beyond
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.data.examples import Example
@@ -123,7 +123,7 @@ def _nothing_written(assembly: Assembly) -> str:
     data = assembly.config.data
     if data.source != "task":
         return line
-    source = open_source(data, task_of(assembly.config), "train")
+    source = Sources(data, task_of(assembly.config)).raw("train")
     question = first_examples(source, 1)[0].question + data.question_suffix
     return f"{line}; a question that it was trained on reads {question!r}"
 

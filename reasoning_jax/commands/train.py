@@ -22,6 +22,7 @@ from reasoning_jax.commands.assemble import (
     first_examples,
     text_windows,
 )
+from reasoning_jax.commands.estimate import expected_time
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
@@ -29,6 +30,7 @@ from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.data.staged import CurriculumSource, staged_batches
 from reasoning_jax.decoding.sampler import Thinking
+from reasoning_jax.durable import replace_text
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import attention, spec
@@ -39,7 +41,7 @@ from reasoning_jax.train import state as states
 from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.vocab import LATENT
 from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
@@ -62,8 +64,11 @@ def train(
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
     with screen.doing("reading the data and the vocabulary"):
+        begun = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
         assembly = assemble(
-            config, _saved_vocab(workdir), saved_horizon=runfolder.read_horizon(workdir)
+            config,
+            runfolder.read_vocab(workdir) if begun else None,
+            saved_horizon=runfolder.read_horizon(workdir) if begun else None,
         )
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
     found = devices.start()
@@ -90,6 +95,8 @@ def train(
             if line := devices.remark():
                 print(line)
             print(batch_tree(config, mesh_shape), flush=True)
+            if (expected := expected_time(assembly)) is not None:
+                print(expected, flush=True)
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:
@@ -367,11 +374,6 @@ def write_evaluation(
         {"step": step, "split": split, "n_problems": n, **values},
     )
     folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
-    (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _saved_vocab(workdir: Path) -> Vocab | None:
-    described = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
-    return runfolder.read_vocab(workdir) if described else None
+    replace_text(folder / f"step_{step:08d}.jsonl", "".join(lines))

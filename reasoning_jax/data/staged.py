@@ -23,6 +23,7 @@ from reasoning_jax import sharding
 from reasoning_jax.config import ConfigError
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.curriculum import StagedEncoder, aligned
+from reasoning_jax.data.examples import Example
 from reasoning_jax.data.pipeline import ExampleSource, Stream
 from reasoning_jax.vocab import LATENT
 
@@ -49,9 +50,17 @@ class _StagedBatches:
         first = operator.index(k) * self.batch_rows + self.process_index * local
         rows = []
         for position in range(first, first + local):
-            rng = np.random.default_rng([self.stream.seed, position])
-            rows.append(self.encoder.encode(self.stream.example(position), self.stage, rng))
+            rows.append(self.stream.fitting(position, self._encoder_at(position))[1])
         return batch_arrays(rows, local, self.encoder, self.stage, mixed=True)
+
+    def _encoder_at(self, position: int) -> Callable[[Example], dict[str, np.ndarray]]:
+        """What makes a row of this stage, with the randomness of a position."""
+
+        def encode(example: Example) -> dict[str, np.ndarray]:
+            rng = np.random.default_rng([self.stream.seed, position])
+            return self.encoder.encode(example, self.stage, rng)
+
+        return encode
 
 
 class CurriculumSource:

@@ -344,7 +344,7 @@ class _Loop:
         if _due(step // config.log_every_steps, config.hash_every_logs):
             with self.watch.measure("hash"):
                 row["state_hash"] = "-".join(of_state(self.state).values())
-        times = {**self.watch.finish(), **self.compiled.counts()}
+        times: dict[str, float | None] = {**self.watch.finish(), **self.compiled.counts()}
         run.faults.reach("log", step)
         if self.checkpoints.failed_in_a_row:
             times["failed_saves"] = self.checkpoints.failed_in_a_row
