@@ -42,7 +42,7 @@ def walked(request, tmp_path_factory, unoptimised):
     places = {"tmp": folder}
     more = {"optimizer.learning_rate": 0.5, "train.checkpoint_every_steps": 1}
     for name, base in (
-        ("config", {**ARITHMETIC, **more, "lora.rank": 2}),
+        ("config", {**ARITHMETIC, **more, "lora.rank": 2, "sampling.temperature": 0.02}),
         ("thinking_config", {**PROSQA, **more, "latent.mode": "coconut", "latent.target":
                              "next_step", "latent.max_latent_stage": 1, "latent.stage_steps":
                              (1, 1), "latent.markers": False}),
