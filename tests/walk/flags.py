@@ -181,6 +181,7 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
         "reproduce --config={experiment} --workdir={studied} --scale=gpu --quiet",
         _says("Walk (gpu)"),
     ),
+    "reproduce --list": ("reproduce --list", _says("walk/exp")),
     "reproduce --workdir": (_STUDY, _has("studied", "table.md")),
     "reproduce --scale": (_STUDY, _says("Walk (gpu)")),
     "reproduce --quiet": (_STUDY, _quiet),
