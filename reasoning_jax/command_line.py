@@ -33,6 +33,8 @@ USAGE = (
 # As config_flags finds them.
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _FLAG = re.compile(r"--?[^-]")
+# Words with commas between them.
+_WORDS = re.compile(r"[A-Za-z_][\w./|*-]*(,[A-Za-z_][\w./|*-]*)+")
 _SAVED_CONFIG = Path(__file__).parent / "commands" / "saved_config.py"
 
 
@@ -91,7 +93,7 @@ _SWITCHES = {
     "overwrite": "export: replace the model in --out; other files there stay.",
     "json": "sample: a JSON object a completion, a line each.",
     "all": "sweep: every run, one after the other.",
-    "list": "sweep: print the runs and train none.",
+    "list": "sweep, reproduce: print what there is to run, and run nothing.",
 }
 _NUMBERS: dict[str, tuple[int | None, int | None, str]] = {
     "checkpoint": (None, 0, "Step to load; the newest by default."),
@@ -116,6 +118,7 @@ def parse(argv: list[str], command: Command) -> tuple[flags.FlagValues, list[str
         # Before the overrides: --config.a.b applies to the run's own config.
         arguments.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
     config, leaves = _check_overrides(arguments)
+    arguments = _words_as_tuples(arguments, leaves)
     known = _define_flags(arguments, config)
     _check_flags(arguments, known, leaves, command)
     if config is not None and "config" not in command.takes:
@@ -175,6 +178,23 @@ def _words_as_flags(arguments: list[str], command: Command) -> tuple[list[str], 
             made[i] = f"--{role}={command.config_word(word) if role == 'config' else word}"
     rest = [argument for i, argument in enumerate(arguments) if i not in made]
     return [rest[0], *filter(None, made.values()), *rest[1:]], also
+
+
+def _words_as_tuples(arguments: list[str], leaves: Mapping[str, Any]) -> list[str]:
+    """The line with --config.a.b=x,y of a tuple as "('x','y')", which would be one text, "x,y"."""
+    changed, waiting = list(arguments), False
+    for i, argument in enumerate(arguments):
+        flag, equals, text = argument.partition("=")
+        key = flag.lstrip("-").removeprefix("config.")
+        if waiting:
+            flag, equals, text = "", "", argument
+        elif not (_OVERRIDE.match(argument) and isinstance(leaves.get(key), tuple)):
+            continue
+        waiting = not waiting and not equals
+        words = text.split(",")
+        if _WORDS.fullmatch(text) and not {"True", "False", "None"} & {*words}:
+            changed[i] = f"{flag}{equals}{tuple(words)!r}"
+    return changed
 
 
 def _word_places(arguments: Sequence[str]) -> list[int]:
@@ -391,8 +411,11 @@ def _check_override_type(key: str, default: Any, text: str | None) -> None:
         try:
             tuple_parser.TupleParser().parse(text)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            one = (
+                f"; one text with commas or blanks is \"'{text[:SHOWN]}'\"" if text.strip() else ""
+            )
             raise UsageError(
-                f"{key} must be a tuple, as in --config.{key}=1,2 or \"('a','b')\"; got "
+                f"{key} must be a tuple, as in --config.{key}=1,2 or \"('a','b')\"{one}; got "
                 f"{show(text)} (its value in the file is {show(default)})"
             ) from None
     if kind not in (bool, int, float) or text is None:

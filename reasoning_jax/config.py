@@ -194,7 +194,8 @@ class NoiseConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer. `freeze` and `no_decay` are regular expressions over parameter paths; one that
-    matches nothing is an error. `accumulate` splits a batch into that many sequential parts.
+    matches nothing is an error, but for the default of `no_decay`. `accumulate` splits a batch into
+    that many sequential parts.
 
     The learning rate rises from 0 over the first `warmup_fraction` of train.steps, whatever their
     number; `warmup_steps` from 0 on says a number of steps instead.

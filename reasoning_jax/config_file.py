@@ -57,6 +57,11 @@ def split(value: str) -> tuple[str, str | None]:
 def open_config_file(name: str) -> Callable[..., Any]:
     """Run a config file; returns `call(function, *arguments)`. Both raise UsageError."""
     path = Path(name)
+    if _is_dir(path) and _is_file(path / "config.json"):
+        raise UsageError(
+            f"--config={show(name)[1:-1]}: this is a run folder; to go on with it run the line "
+            "that it was started with (env.json has it), CONFIG and --workdir=RUN"
+        )
     if not _is_file(path):
         raise UsageError(
             f"--config={show(name)[1:-1]}: there is no such file{nearest_file(path, '*.py')}"
@@ -104,12 +109,9 @@ def place_of(name: str, message: str, overridden: Container[str]) -> str:
 def _assigned(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """(dotted path without its first name, line) of each attribute or item that is assigned."""
     for node in ast.walk(tree):
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-            targets = [node.target]
-        for target in targets:
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             parts: list[str] = []
             at: ast.expr = target
             while isinstance(at, ast.Attribute | ast.Subscript):

@@ -326,8 +326,15 @@ def _sweep(known: flags.FlagValues, _: list[str]) -> int:
 
 
 def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
-    if known.config is None:
-        raise UsageError("reproduce needs an experiment: reasoning-jax reproduce PAPER/EXPERIMENT")
+    if known.list or known.config is None:
+        from reasoning_jax.commands import reproduce
+
+        if known.list:
+            return reproduce.list_experiments()
+        raise UsageError(
+            "reproduce needs an experiment: reasoning-jax reproduce PAPER/EXPERIMENT; there are "
+            f"{', '.join(reproduce.experiments()) or 'none here'} (reproduce --list)"
+        )
     workdir = _workdir(known, "reproduce")
     from reasoning_jax.commands import reproduce
 
@@ -459,7 +466,7 @@ _COMMANDS = {
     ),
     "reproduce": Command(
         "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
-        ("config", "workdir", "scale", "debug", "quiet"),
+        ("config", "workdir", "scale", "list", "debug", "quiet"),
         _reproduce,
         roles=("config",),
         config_word=_experiment,

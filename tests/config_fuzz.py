@@ -28,6 +28,8 @@ from reasoning_jax.config_fields import flat
 from reasoning_jax.tasks import TASKS, task_dials
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# jsonl.py reads a file of the user's when it is made.
+FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.stem != "jsonl")
 MAX_LINES, MAX_SECONDS, MAX_CHARACTERS = 6, 2.0, 420
 
 
@@ -102,7 +104,7 @@ HAND_VALUES = (
 def bases() -> list[Base]:
     """Every shipped config file with each of its scales and with other arguments."""
     found = []
-    for path in sorted(CONFIGS.rglob("*.py")):
+    for path in FILES:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

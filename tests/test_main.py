@@ -105,6 +105,17 @@ REFUSED = {
     "a flag of elsewhere": ("train {q} --workdir={new} --resume", 2,
                             ["unknown flag --resume", "the same line goes on"]),
     "epochs": ("train {q} --workdir={new} --epochs=3", 2, ["--config.train.steps=N"]),
+    "a run as a config": ("train {run} --workdir={new}", 2,
+                          ["a run folder", "the line that it was"]),
+    "a repository as weights": (
+        "train {smollm2} --workdir={new} --config.weights.path=Owner/Some-Model-1B", 2,
+        ["download it first", "hf download Owner/Some-Model-1B", "path=Some-Model-1B"],
+    ),
+    "reproduce nothing": ("reproduce", 2, ["coconut/gsm", "sequencematch/text", "--list"]),
+    "warm-up twice": (
+        "train {q} --workdir={new} --config.optimizer.warmup_fraction=0.2", 2,
+        ["warmup_fraction has no effect", "--config.optimizer.warmup_steps=-1"],
+    ),
     "a section by its name": ("train {q} --workdir={new} --config.objective=bc", 2,
                               ["a section", "did you mean --config.objective.name=bc?"]),
     "a section by its kind": ("train {q} --workdir={new} --config.vocab=byte", 2,
@@ -309,7 +320,12 @@ ACCEPTED = {
         "train --config.task.reverse --config.vocab.backspace --print_config {q}"
     ),
     "list by a late word": "sweep --workdir={new} --list {sweep}:seed=5",
+    "print words of a tuple": (
+        "train {q} --print_config --config.optimizer.freeze=norm,layers/mlp "
+        "--config.lora.targets attention/query,mlp|norm --config.optimizer.no_decay=\"'x{{1,2}}'\""
+    ),
     "version": "--version",
+    "experiments": "reproduce --list",
 }
 
 CONFIG_FILES = {
@@ -364,6 +380,9 @@ def places(tmp_path_factory):
     runfolder.write_json(
         tmp / "swept" / "sweep.json", {"runs": [{"name": "a", "overrides": {}, "config": ""}]}
     )
+    # A sweep has begun when a run of it has a step.
+    (tmp / "swept" / "a").mkdir()
+    (tmp / "swept" / "a" / "metrics.jsonl").write_text('{"step": 2, "split": "train"}\n')
     (tmp / "binary.txt").write_bytes(b"1+\xff\n")
     (tmp / "empty.txt").write_text(" \n\n\t\n")
     config, vocab = tiny(), V.make_vocab(V.CharCodec("\n+-=0123456789"))
@@ -380,6 +399,8 @@ def places(tmp_path_factory):
         with_a_step(tmp / name)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
+    # Without a step a folder is no run, and takes any config.
+    (tmp / "run" / "metrics.jsonl").write_text('{"step": 2, "split": "train"}\n')
     (tmp / "nobody" / "checkpoints" / "3").mkdir()
     (tmp / "damaged" / "config.json").write_text("{")
     (tmp / "damaged_vocab" / "vocab.json").write_text('{"codec": {}}')
@@ -433,7 +454,9 @@ def test_printed_configs_are_configs(results, places):
         return K.from_dict(json.loads(out))
 
     for shipped in CONFIGS.glob("*.py"):
-        printed(shipped.stem)
+        # jsonl.py needs a file of the user's.
+        if shipped.stem != "jsonl":
+            printed(shipped.stem)
     assert printed("print") == tiny("objective=mle,seed=3")
     plain = C.to_dict(tiny())
     plain["seed"] = 7
@@ -449,7 +472,20 @@ def test_printed_configs_are_configs(results, places):
         assert printed(f"print by a {name}") == printed("print of a run")
     for name in ("words", "a late word"):
         assert printed(f"print by {name}") == printed("print")
+    tuples = printed("print words of a tuple")
+    assert tuples.optimizer.freeze == ("norm", "layers/mlp")
+    assert tuples.lora.targets == ("attention/query", "mlp|norm")
+    assert tuples.optimizer.no_decay == ("x{1,2}",)
     assert dict(printed("print behind a switch").task.dials)["reverse"] is True
+
+
+def test_versions_and_experiments_are_listed(results):
+    code, out, err, started = results["version"]
+    assert (code, err, started) == (0, "", False)
+    assert re.fullmatch(r"reasoning-jax \S+, jax \S+, Python \S+\n", out)
+    code, out, err, started = results["experiments"]
+    assert (code, err, started) == (0, "", False)
+    assert re.search(r"^coconut/gsm +Coconut on .*\n +time: cpu: ", out, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["list", "list by flag", "list by a late word"])

@@ -38,11 +38,14 @@ WORST = f"-x[1] *?\\\n:=,%#{{}}~é日{ODD}<b>&'\"$x;@3"
 
 
 def run(*argv):
-    """(exit code, what was printed, what was said of mistakes)."""
+    """(exit code, what was printed, what was said that is not in order)."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main.run(["reasoning-jax", *map(str, argv)])
-    return code, out.getvalue(), err.getvalue()
+    # Remarks aside, such as that a command is alive, or where it writes.
+    signs = ("error", "WARNING", "Traceback", "damaged", "cannot be", "failed")
+    lines = [line for line in err.getvalue().splitlines(True) if any(s in line for s in signs)]
+    return code, out.getvalue(), "".join(lines)
 
 
 @pytest.fixture(scope="module", autouse=True)

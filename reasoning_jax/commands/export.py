@@ -99,20 +99,22 @@ def _check_sources(place: Path, workdir: Path, config: Config) -> None:
 
 def _kept(config: Config, workdir: Path, vocab: Vocab) -> tuple[Companions, tuple[str, ...]]:
     """What came with the pretrained weights, and what of it is missing."""
-    if not config.weights.path:
-        return Companions(), ()
     kept = runfolder.read_pretrained(workdir)
-    if kept is None and isinstance(vocab.codec, TokenizerCodec):
+    codec = vocab.codec
+    if kept is None and config.weights.path and isinstance(codec, TokenizerCodec):
         # A run of a version that kept nothing. What lies there now is the source, if it has the
         # same tokenizer.
         try:
             source = weights.read_tokenizer(config.weights.path)
-            if source.tokenizer_json == vocab.codec.tokenizer_json:
+            if source.tokenizer_json == codec.tokenizer_json:
                 kept = weights.read_companions(config.weights.path)
         except weights.WeightsError:
             kept = None
     if kept is not None:
         return kept, ()
+    # A vocabulary of our own never had any: its texts end with an id behind the codec's.
+    if not isinstance(codec, TokenizerCodec) or vocab.eos_id >= codec.size:
+        return Companions(), ()
     return Companions(), (
         "the run has no folder pretrained, and its source is not there: the chat template and the "
         "generation and tokenizer settings of the original are missing from this export",

@@ -18,7 +18,7 @@ from reasoning_jax.config import ConfigError, DataConfig, to_dict
 from reasoning_jax.data import measured
 from reasoning_jax.data.batch import RowError
 from reasoning_jax.data.examples import DataError, Example, TaskSource
-from reasoning_jax.data.jsonl import SHOWN_FAULTS, JsonlSource, bad_records
+from reasoning_jax.data.jsonl import SHOWN_FAULTS, SKIP, JsonlSource, bad_records
 from reasoning_jax.data.measured import Measured, Row, RowFault
 from reasoning_jax.data.splits import Chosen, HashSplit
 from reasoning_jax.fingerprint import fingerprint
@@ -37,7 +37,6 @@ _HELD_OUT = 100_000
 _CUT_SHARE = 0.01
 # A note is made where rows have so many times the positions that the longest of them takes.
 _ROOMY = 2
-_SKIP = "or leave such records out: --config.data.bad_rows=skip"
 
 
 class Unit(NamedTuple):
@@ -394,7 +393,7 @@ def _refusal(unit: Unit, found: Measured) -> str:
     if advice == "raise data.seq_len":
         advice = f"set --config.data.seq_len={found.needs} for the longest"
     if len(found.bad) < found.records:
-        advice = f"{advice}, {_SKIP}" if advice else _SKIP.removeprefix("or ")
+        advice = f"{advice}, {SKIP}" if advice else SKIP.removeprefix("or ")
     name = unit.path or "the task"
     told = bad_records(name, len(found.bad), found.records, found.faults[:SHOWN_FAULTS])
     return f"{told}\n{advice}" if advice else told

@@ -71,7 +71,6 @@ def train(
             saved_horizon=runfolder.read_horizon(workdir) if begun else None,
         )
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    found = devices.start()
 
     # Its source may go away: what a run does not need and an export does is kept from the start.
     kept = None
@@ -87,6 +86,7 @@ def train(
             runfolder.keep_pretrained(workdir, kept)
 
     with runfolder.opened(workdir):
+        found = devices.start()
         mesh_shape = check_machine(assembly)
         if not quiet:
             for note in (*assembly.notes, *(kept.notes if kept is not None else ())):

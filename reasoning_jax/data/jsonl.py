@@ -30,6 +30,7 @@ from reasoning_jax.tasks.base import SPLITS, split_of
 from reasoning_jax.tasks.checks import show
 
 SHOWN_FAULTS = 3
+SKIP = "or leave such records out: --config.data.bad_rows=skip"
 _ICOT_ADVICE = "Each line must be: question||step step #### answer"
 
 
@@ -178,6 +179,8 @@ class JsonlSource:
             told = bad_records(self.path, self.left_out, len(self) + self.left_out, self._faults)
             if not self._icot and any("keys: " in fault for fault in self._faults):
                 advice = f"{advice}; {records.NAMES_HINT}"
+            if self._starts:
+                advice = f"{advice}\n{SKIP}"
             raise DataError(f"{told}\n{advice}")
 
 

@@ -72,7 +72,13 @@ def make_optimizer(
       ConfigError
     """
     schedule = make_schedule(config, steps)
-    undecayed = matching(config.no_decay, shapes, "optimizer.no_decay")
+    try:
+        undecayed = matching(config.no_decay, shapes, "optimizer.no_decay")
+    except ConfigError:
+        # Of adapters alone nothing is a norm, a bias or an embedding; nobody asked for one.
+        if config.no_decay != OptimizerConfig().no_decay:
+            raise
+        undecayed = set()
     decayed: Mask = {path: path not in undecayed for path in shapes}
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     lr = optax.scale_by_learning_rate(schedule)

@@ -14,9 +14,10 @@ from reasoning_jax import main, sharding
 from reasoning_jax.commands import records
 from reasoning_jax.commands.assemble import assemble, evaluation_items
 from reasoning_jax.config_check import from_dict
-from reasoning_jax.data import measured
+from reasoning_jax.data import builder, measured
 from reasoning_jax.data.examples import DataError
 from reasoning_jax.data.pipeline import Stream, SupervisedSource
+from reasoning_jax.tasks import make_task
 from tests.small import tiny_run
 
 # What stands in the place of a good line.
@@ -312,3 +313,33 @@ def test_configs_of_columns():
         }
         with pytest.raises(C.ConfigError, match=r"data\.columns="):
             from_dict(values)
+
+
+def test_a_data_set_and_text_are_measured_too(tmp_path):
+    task = {"max_digits": 3}
+    sizes = {"train": 60, "validation": 20, "test": 20}
+    folder = builder.build(
+        make_task("arithmetic", **task), name="arithmetic", dials=task, out_dir=tmp_path,
+        sizes=sizes,
+    )  # fmt: skip
+    data = {"source": "tfds", "path": str(folder), "seq_len": 12}
+    sections = {"data": data, "noise": {"rate": 0.0}, "objective": {"name": "mle"}}
+    with pytest.raises(DataError, match=r"train, record \d+: needs 13 positions"):
+        assemble(tiny_run(**sections))
+    data["bad_rows"] = "skip"
+    assembly = assemble(tiny_run(**sections))
+    assert 0 < everything_runs(assembly) < 60
+    assert any("of 60 records are left out" in note for note in assembly.notes)
+    # A vocabulary of a run's own, and text that has grown since.
+    words = " ".join(f"some words and others {i}" for i in range(400))
+    (tmp_path / "t.txt").write_text(words, encoding="utf-8")
+    values = {
+        "data": {"source": "text", "path": str(tmp_path / "t.txt"), "seq_len": 16},
+        "noise": {"source": "random"},
+    }
+    vocab = assemble(tiny_run(**values)).vocab
+    (tmp_path / "t.txt").write_text(words + "äö" * 2000, encoding="utf-8")
+    with pytest.raises(DataError, match=r"byte [\d,]+: character 'ä' at \d+ is not in the vocab"):
+        assemble(tiny_run(**values), vocab)
+    values["data"]["bad_rows"] = "skip"
+    assert any("are left out" in note for note in assemble(tiny_run(**values), vocab).notes)

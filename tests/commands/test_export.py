@@ -30,7 +30,7 @@ from tests.weights.support import assert_same
 HOSTILE = (
     "", "7+5=", "ab12", "\n\n", " a  b ", "<backspace>", "x<eos>y", "<pad><bos>", "<|backspace|>",
     "naïve 日本 👩‍👧", "\x00\x1f\u2028\u00a0\x85", "a\tb\r\nc", "\u202eabc",
-    "hilpus jompus", "9" * 40,
+    "hilpus jompus", "is w1, a yes?!\nw2?", "9" * 40,
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def rj(*words):
 def words_file(folder):
     """A JSONL file of words, one of which is called like a special."""
     path = folder / "words.jsonl"
-    rows = [{"question": f"is w{i} a <eos> ?", "steps": [f"w{i} ##b"], "answer": "yes"}
+    rows = [{"question": f"is w{i}, a <eos>?", "steps": [f"w{i} ##b"], "answer": "yes"}
             for i in range(40)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -208,8 +208,9 @@ def test_every_family_goes_out_and_in(name, tmp_path):
     assert hf["vocab_size"] == assembly.vocab.size == max(264, 262 + folders.MODELS[name][2])
 
 
-def test_a_trained_run_is_exported_without_its_source(tmp_path):
-    """By the commands alone, on one device and from both of them."""
+@pytest.mark.slow
+def test_a_trained_run_keeps_what_came_with_its_source(tmp_path):
+    """By the commands alone, and by both that export."""
     base = folders.write_folder("qwen2", tmp_path / "base")
     file = tmp_path / "ft.py"
     file.write_text(
@@ -320,8 +321,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path, monkeypatch):
         return rename(path, target)
 
     monkeypatch.setattr(type(tmp_path), "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        rj(*go)
+    assert rj(*go) != 0
     monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before | {"mine": b"x"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]

