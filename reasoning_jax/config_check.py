@@ -20,6 +20,7 @@ from reasoning_jax.config import (
     EvaluateConfig,
     ModelConfig,
     ObjectiveConfig,
+    StartConfig,
     TaskConfig,
     WeightsConfig,
 )
@@ -39,6 +40,15 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config = dataclasses.replace(_build(Config, rest, ""), task=_task(values.get("task", {})))
     validate(config)
     return config
+
+
+def model_from_dict(values: Any, prefix: str = "model.") -> ModelConfig:
+    """A `ModelConfig` of its values, each checked; keys that are not there take their defaults.
+
+    Raises:
+      ConfigError
+    """
+    return _build(ModelConfig, values, prefix)
 
 
 def _task(section: Any) -> TaskConfig:
@@ -136,6 +146,16 @@ def validate(config: Config) -> None:
     """
     model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
     replay = config.replay
+    if config.weights.path and config.start.run:
+        raise ConfigError(
+            f"weights.path={show(config.weights.path)} and start.run={show(config.start.run)} both "
+            "say which parameters the run begins with; remove one of the two"
+        )
+    if config.start.step != StartConfig.step and not config.start.run:
+        raise ConfigError(
+            f"start.step={config.start.step} has no effect without start.run; give the folder of a "
+            f"run, or leave it at {StartConfig.step}"
+        )
     if config.weights.path:
         for name in ARCHITECTURE_FIELDS:
             if getattr(model, name) != getattr(ModelConfig(), name):
@@ -143,16 +163,17 @@ def validate(config: Config) -> None:
                     f"model.{name} is read from weights.path={show(config.weights.path)} and "
                     f"cannot be set to {getattr(model, name)!r}; remove one of the two"
                 )
-    else:
+    elif not config.start.run:  # Else values that are not that run's are found by commands.start.
         _check_architecture(model)
         if config.weights != WeightsConfig():
             raise ConfigError(
                 f"weights.backspace_probability={config.weights.backspace_probability} has no "
-                "effect without weights.path; give a path, or leave it out"
+                "effect without weights.path or start.run; give one, or leave it out"
             )
         if config.vocab.kind == "weights":
             raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
-    if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):
+    tokenizer, path = config.vocab.kind == "tokenizer", config.vocab.path
+    if tokenizer != bool(path) and not (tokenizer and config.start.run):
         raise ConfigError(
             'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '
             f"kind={config.vocab.kind!r}, path={show(config.vocab.path)}"
@@ -232,7 +253,8 @@ def validate(config: Config) -> None:
         if getattr(config.mesh, name) == 0:
             raise ConfigError(f"mesh.{name} must be -1 or >= 1, got 0; the nearest legal is 1")
     known = (max(1, n) for n in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
-    _check_split(config, None if config.weights.path else model, *known)
+    unknown = config.weights.path or config.start.run
+    _check_split(config, None if unknown else model, *known)
 
 
 def _check_architecture(model: ModelConfig) -> None:

@@ -111,7 +111,8 @@ def _shown(known: flags.FlagValues, command: str, config: Config) -> int | None:
 
         of_run = command_line.is_saved_config(config_flags.get_config_filename(known["config"]))
         keys = list(config_flags.get_override_values(known["config"]))
-        return explain(config, "run" if of_run else "config file", keys)
+        workdir = Path(known.workdir) if known.workdir else None
+        return explain(config, "run" if of_run else "config file", keys, workdir)
     return None
 
 
@@ -128,12 +129,15 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
     config = _config(known, "train")
     if (code := _shown(known, "train", config)) is not None:
         return code
-    workdir = None if known.dry_run else _workdir(known, "train")
-    check_files(config)
+    workdir = Path(known.workdir) if known.dry_run and known.workdir else None
+    workdir = workdir if known.dry_run else _workdir(known, "train")
+    # A run that is there needs less of them, and knows where they were.
+    if workdir is None or not (workdir / "config.json").exists():
+        check_files(config)
     from reasoning_jax.commands import train
 
-    if workdir is None:
-        return train.dry_run(config)
+    if known.dry_run:
+        return train.dry_run(config, workdir)
     return train.train(
         config, workdir, _overrides(known), known.quiet, known.debug, known.faults or ""
     )

@@ -281,7 +281,9 @@ def lost_dashes(rng, base):
 
 
 def missing_file(rng, base):
-    kind = rng.choice(("config", "jsonl", "tfds", "text", "tokenizer", "weights", "validation"))
+    kind = rng.choice(
+        ("config", "jsonl", "tfds", "text", "tokenizer", "weights", "validation", "start")
+    )
     name = rng.choice(("none", "/none/such", "configs", "a\u00e9", "x" * 300, "../none")) + "_"
     if kind == "config":
         stem = base.path.with_name(typo(rng, base.path.stem, ()) + ".py")
@@ -296,8 +298,10 @@ def missing_file(rng, base):
                        f"--config.data.validation_path={name}"],
         "tokenizer": ["--config.vocab.kind=tokenizer", f"--config.vocab.path={name}"],
         "weights": [f"--config.weights.path={name}", "--config.vocab.kind=weights"],
+        "start": [f"--config.start.run={name}"],
     }[kind]  # fmt: skip
-    key = {"tokenizer": "vocab.path", "weights": "weights.path", "validation": "validation_path"}
+    key = {"tokenizer": "vocab.path", "weights": "weights.path", "validation": "validation_path",
+           "start": "start.run"}  # fmt: skip
     # From the plain defaults, so that nothing else stands in the way.
     return ["plain", *argv], (key.get(kind, "data.path"), "there is no such")
 
@@ -451,6 +455,7 @@ def grouped(words):
 TIED = {
     "model.d_model", "model.n_heads", "model.n_kv_heads", "model.head_dim", "model.d_ff",
     "model.rope_low_frequency", "model.rope_high_frequency", "weights.path", "vocab.kind",
+    "start.run", "start.step",
     "weights.backspace_probability", "vocab.path", "vocab.backspace", "vocab.latent", "data.source",
     "data.path", "data.validation_path", "data.window_chars", "data.reshuffle_edges",
     "data.pack_examples", "data.with_steps", "noise.rate", "objective.name", "objective.layout",

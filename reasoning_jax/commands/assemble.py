@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands import start as starts
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
     Config,
@@ -50,6 +52,10 @@ class Assembly:
     encoder: Encoder
     notes: tuple[str, ...] = ()
     with_data: bool = True
+    # The run whose parameters this one begins with, where it has not begun yet.
+    start: starts.Start | None = None
+    # Fingerprints of sources that hold something else than those of the run; see `sources`.
+    differing: Mapping[str, str] = field(default_factory=dict)
     # Opening a file or a folder reads all of it: each split is opened once.
     _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -99,27 +105,39 @@ class Assembly:
 
 
 def assemble(
-    config: Config, saved_vocab: Vocab | None = None, *, with_data: bool = True
+    config: Config,
+    saved_vocab: Vocab | None = None,
+    *,
+    saved_model: ModelConfig | None = None,
+    with_data: bool = True,
+    workdir: Path | None = None,
 ) -> Assembly:
     """Build the parts of a run and try them on a few examples.
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data. Without `with_data`
-    the data need not be there: prompts are encoded, but there is neither task nor noise.
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, and with `saved_model`
+    what the run began from is not read. Without `with_data` the data need not be there: prompts are
+    encoded, but there is neither task nor noise. `workdir` is the run's own folder, where there is
+    one.
 
     Raises:
       ConfigError, TaskError, DataError, VocabError, WeightsError
+      CheckpointError: the run that this one starts from has no usable checkpoint.
     """
+    start, vocab, notes = None, saved_vocab, ()
+    if config.start.run and vocab is None:
+        start = starts.read_start(config, workdir)
+        config, vocab, note = starts.fitted(config, start)
+        notes = (*start.notes, note)
+    elif config.start.run:
+        assert vocab is not None
+        config = replace(config, vocab=replace(config.vocab, kind=vocab.codec.to_dict()["kind"]))
     config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
     task = task_of(config) if with_data else None
-    model, notes = config.model, ()
-    if config.weights.path:
-        from reasoning_jax import weights
-
-        read = weights.read_config(config.weights.path)
+    model = config.model
+    if config.weights.path or config.start.run:
+        read = saved_model or (start.model if start else _read_model(config))
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
-    if saved_vocab is not None:
-        vocab = saved_vocab
-    else:
+    if vocab is None:
         vocab, note = _vocab(config, task, model)
         notes = (note,)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
@@ -148,12 +166,21 @@ def assemble(
         terminal_row=config.objective.name == "sequencematch",
         cut=config.data.source == "text",
     )  # fmt: skip
-    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data)
+    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data, start)
     if noise.rate and noise.source == "ngram":
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
     if with_data:
         _try_out(assembly)
     return assembly
+
+
+def _read_model(config: Config) -> ModelConfig:
+    """The architecture of a run that begins from another place than its own parameters."""
+    if config.start.run:
+        return starts.read_start(config).model
+    from reasoning_jax import weights
+
+    return weights.read_config(config.weights.path)
 
 
 def window_chars(config: Config) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -24,25 +25,32 @@ def evaluate(config: Config, workdir: Path, step: int | None) -> int:
     with jax.set_mesh(trained.mesh):
         measure = make_measure(trained.assembly, trained.mesh, trained.stage)
         result = measure(trained.params)
-    write_evaluation(workdir, trained.step, e.split, result, _difference(config, workdir))
+    write_evaluation(
+        workdir,
+        trained.step,
+        e.split,
+        result,
+        _difference(config, workdir, trained.assembly.differing),
+    )
     stage = "" if trained.stage is None else f", stage {trained.stage}"
     print(f"step {trained.step}{stage}, {e.split} split")
     print(table(result))
     return 0
 
 
-def _difference(config: Config, workdir: Path) -> str:
-    """A name for what decodes otherwise than the run itself does; "" where nothing does.
+def _difference(config: Config, workdir: Path, differing: Mapping[str, str]) -> str:
+    """A name for what decodes or is asked otherwise than by the run itself; "" where nothing is.
 
-    Another split, or another number of problems, is the same measure: it takes the run's place.
+    Another split, or another number of problems, is the same measure: it takes the run's place. So
+    is a source at another place, unless it is one of those whose contents differ.
     """
     same = {"split", "problems", "batch_rows", "saved_samples"}
     saved, now = runfolder.read_json(workdir / "config.json"), to_dict(config)
-    changed = {
+    changed = dict(differing) | {
         key: now[section][key.split(".")[1]]
         for section in ("sampling", "evaluate")
         for key in runfolder.changed_keys(saved[section], now[section], f"{section}.")
-        if key.split(".")[1] not in same
+        if key.split(".")[1] not in same and not runfolder.other_place(saved, now, key)
     }
     if not changed:
         return ""

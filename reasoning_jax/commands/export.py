@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reasoning_jax import weights
+from reasoning_jax.commands import sources
 from reasoning_jax.commands.load import load_assembly, restore
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.model.lora import merge
@@ -14,7 +15,7 @@ from reasoning_jax.vocab import TokenizerCodec
 
 def export(config: Config, workdir: Path, out: Path, step: int | None) -> int:
     """Write config.json, safetensors and, where there is one, tokenizer.json to `out`."""
-    trained = restore(load_assembly(config, workdir, with_data=False), workdir, step)
+    trained = restore(load_assembly(config, workdir, sources.SAMPLE), workdir, step)
     params = trained.params["model"]
     lora = adapters(trained.params, config)
     if lora is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,12 +13,16 @@ import numpy as np
 
 from reasoning_jax import sharding
 from reasoning_jax.commands.assemble import Assembly
+from reasoning_jax.commands.start import Start, read_start
 from reasoning_jax.config import ConfigError, ModelConfig
 from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
 from reasoning_jax.model import attention, readout, spec, transformer
+from reasoning_jax.model.lora import merge
 from reasoning_jax.train import state as states
-from reasoning_jax.vocab import TokenizerCodec, extend_pretrained
+from reasoning_jax.train.checkpoint import Checkpoints
+from reasoning_jax.vocab import BACKSPACE, TokenizerCodec, extend_pretrained
+from reasoning_jax.weights import resize_vocab
 
 # Training examples over whose states a new row's probability is set.
 _SAMPLE = 8
@@ -26,21 +32,29 @@ _NEWTON_STEPS, _LEAST_SLOPE = 12, 1e-3
 
 
 def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params | None:
-    """The parameters of `weights.path` with rows for the added specials; None without a path."""
+    """The parameters of `weights.path` or `start.run` with rows for the added specials; None
+    without either.
+    """
     config = assembly.config
-    if not config.weights.path:
-        return None
-    from reasoning_jax import weights
+    if config.start.run:
+        start = assembly.start or read_start(config)
+        params = load_start(start, assembly.model, mesh)
+        is_new = BACKSPACE not in start.vocab.specials
+    elif config.weights.path:
+        from reasoning_jax import weights
 
-    loaded = weights.load(
-        config.weights.path,
-        param_dtype=config.model.param_dtype,
-        mesh=mesh,
-        vocab_rows=assembly.vocab.size,
-    )
+        params = weights.load(
+            config.weights.path,
+            param_dtype=config.model.param_dtype,
+            mesh=mesh,
+            vocab_rows=assembly.vocab.size,
+        ).params
+        is_new = True
+    else:
+        return None
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
-    if not wanted or row is None:
-        return loaded.params
+    if not wanted or row is None or not is_new:
+        return params
     source = assembly.examples("train")
     encoded = [
         assembly.encoder.encode(source[i], np.random.default_rng(i))
@@ -48,7 +62,39 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     ]
     rows = _SAMPLE + -_SAMPLE % sharding.batch_parts(mesh)
     tokens = padded(encoded, rows, config.data.seq_len)
-    return with_backspace_row(loaded.params, assembly.model, tokens, row, wanted, mesh)
+    return with_backspace_row(params, assembly.model, tokens, row, wanted, mesh)
+
+
+def load_start(start: Start, model: ModelConfig, mesh: jax.sharding.Mesh) -> spec.Params:
+    """The parameters of a step of another run as those of `model`: adapters merged, rows for what
+    the vocabulary has more (each table's mean row), in the types and shards of the new run. Says
+    what of them cannot be verified. Needs the mesh in context.
+
+    Raises:
+      CheckpointError: the step cannot be restored.
+    """
+    # What is stored is read as what it was, so that its hash can be compared.
+    dtype = jnp.dtype(start.config.model.param_dtype)
+    specs = states.state_specs(start.config, start.model)
+    like = {
+        "lora": spec.abstract_params(specs["lora"], jnp.float32, mesh),
+        "model": spec.abstract_params(specs["model"], dtype, mesh),
+    }
+    with Checkpoints(start.run / "checkpoints") as checkpoints:
+        restored, step = checkpoints.restore_params(like, start.step)
+        for note in checkpoints.notes(step):
+            print(note, file=sys.stderr)
+    params = restored["model"]
+    lora = states.adapters(restored, start.config)
+    if lora is not None:
+        params = jax.jit(lambda params, adapters: merge(params, replace(lora, params=adapters)))(
+            params, lora.params
+        )
+    if model.vocab_size != start.model.vocab_size:
+        params, _ = resize_vocab(params, start.model, model.vocab_size)
+    placed = spec.shardings(transformer.param_specs(model), mesh)
+    kind = jnp.dtype(model.param_dtype)
+    return jax.tree.map(lambda x, s: jax.device_put(x.astype(kind), s), params, placed)
 
 
 def with_backspace_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
@@ -15,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from reasoning_jax.config import Config, ConfigError, to_dict
-from reasoning_jax.config_check import from_dict
+from reasoning_jax.config import SOURCES, Config, ConfigError, ModelConfig, to_dict
+from reasoning_jax.config_check import from_dict, model_from_dict
+from reasoning_jax.config_fields import flat
 from reasoning_jax.durable import replace_text
 from reasoning_jax.vocab import Vocab, VocabError
 
@@ -26,6 +28,7 @@ _MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
 _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
+MODEL = "model.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -57,6 +60,8 @@ def read_config(workdir: Path) -> Any:
 def check_same_run(workdir: Path, config: Config) -> None:
     """Refuse to continue an existing run with a config that would make it another run.
 
+    Another place of a source is not refused here: `commands.sources` compares the contents.
+
     Raises:
       ConfigError: more differs than the length of training, evaluation, sampling or mesh; or there
         are checkpoints of an unknown config; or the folder cannot be read.
@@ -78,7 +83,8 @@ def check_same_run(workdir: Path, config: Config) -> None:
     # compared as it stands, and differs.
     with contextlib.suppress(ConfigError):
         before = to_dict(from_dict(before))
-    fixed = deciding(changed_keys(before, to_dict(config)))
+    after = to_dict(config)
+    fixed = [k for k in deciding(changed_keys(before, after)) if not other_place(before, after, k)]
     if fixed:
         raise ConfigError(
             f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
@@ -100,16 +106,24 @@ def make_folder(workdir: Path) -> None:
         raise ConfigError(f"--workdir={workdir} cannot be written: permission denied")
 
 
-def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> None:
+def open_run(
+    workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab, model: ModelConfig
+) -> None:
     """Create the run folder, or note the present config in an existing one.
+
+    `vocab.json` and `model.json` make a checkpoint readable without what the run began from.
 
     Raises:
       ConfigError: the folder cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "vocab.json").exists():
+        # They are those of the checkpoints, where there are any.
+        begins = not saved_steps(workdir)
+        if begins or not (workdir / "vocab.json").exists():
             write_json(workdir / "vocab.json", vocab.to_dict())
+        if begins or not (workdir / MODEL).exists():
+            write_json(workdir / MODEL, dataclasses.asdict(model))
         write_json(workdir / "config.json", to_dict(config))
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
@@ -150,6 +164,51 @@ def read_vocab(workdir: Path) -> Vocab:
         raise VocabError(f"{path}: {error}") from None
 
 
+def read_model(workdir: Path) -> ModelConfig | None:
+    """The architecture of a run; None where an older version did not write it down.
+
+    Raises:
+      ConfigError: naming the file.
+    """
+    path = workdir / MODEL
+    if not path.exists():
+        return None
+    try:
+        return model_from_dict(read_json(path), "")
+    except ConfigError as error:
+        named = "" if str(path) in str(error) else f"{path}: "
+        raise ConfigError(f"{named}{error}") from None
+
+
+def shape_note(workdir: Path, path: str) -> str:
+    return (
+        f"{workdir} is of a version that wrote no {MODEL}: the model's architecture is read from "
+        f"weights.path={path}"
+    )
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of which there are checkpoints, ascending; whether they are intact is not asked."""
+    try:
+        names = [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()]
+    except OSError:
+        return []
+    return sorted(int(n) for n in names if n.isascii() and n.isdecimal() and str(int(n)) == n)
+
+
+def trainer(workdir: Path) -> str | None:
+    """Who trains in this folder now, "process 12 on host"; None for nobody."""
+    try:
+        with (workdir / "lock").open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(200).strip() or "another process"
+    except OSError:  # no such file, or one that must not be read
+        pass
+    return None
+
+
 def write_environment(workdir: Path) -> None:
     """`env.json`: where, when, with what and on which devices this run was started.
 
@@ -187,6 +246,11 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
         ]
     same = json.dumps(before) == json.dumps(after)
     return [] if same else [prefix[:-1]]
+
+
+def other_place(before: Any, after: Any, key: str) -> bool:
+    """Whether two configs differ in `key` by the place of a source alone."""
+    return key in SOURCES and bool(flat(before).get(key)) and bool(flat(after).get(key))
 
 
 def deciding(keys: Sequence[str]) -> list[str]:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 
 from reasoning_jax import sharding
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import (
     Assembly,
     assemble,
@@ -23,6 +24,7 @@ from reasoning_jax.commands.assemble import (
     text_windows,
 )
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained
+from reasoning_jax.commands.start import state_hash
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
@@ -38,8 +40,14 @@ from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
 from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
-from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.train.program import (
+    Program,
+    abstract_state,
+    fresh_state,
+    make_program,
+    plan_memory,
+)
+from reasoning_jax.vocab import LATENT
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -60,16 +68,19 @@ def train(
     """
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
-    assembly = assemble(config, _saved_vocab(workdir))
+    settled = sources.settle(config, workdir, sources.TRAIN)
+    config = settled.config
+    assembly = _assembled(config, workdir)
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
     runfolder.make_folder(workdir)
     with runfolder.locked(workdir):
         # Before the folder is a run's, which could only go on with this config.
         mesh_shape = check_machine(assembly)
-        runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        sources.record(workdir, config, settled, _start_record(assembly))
+        runfolder.open_run(workdir, config, overrides, assembly.vocab, assembly.model)
         runfolder.write_environment(workdir)
         if not quiet:
-            for note in assembly.notes:
+            for note in (*settled.notes, *assembly.notes):
                 print(note)
             print(
                 f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
@@ -101,15 +112,17 @@ def make_run(
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
         source = make_source(assembly, mesh)
         evaluate = _not_evaluated
         if evaluated:
             evaluate = make_evaluate(assembly, mesh, workdir, source)
         yield loop.Run(
-            config, assembly.model, workdir, state, source, program.step, program.gradients,
-            evaluate, {"config": to_dict(config)}, debug,
+            config, assembly.model, workdir, abstract_state(program, mesh),
+            lambda: fresh_state(program, mesh, load_pretrained(assembly, mesh)), source,
+            program.step, program.gradients, evaluate, {"config": to_dict(config)}, debug,
             states.make_reset_optimizer(program.tx, program.trained), plan,
+            # So that the run that it starts from may go away.
+            save_start=assembly.start is not None,
         )  # fmt: skip
 
 
@@ -201,14 +214,22 @@ def check_machine(assembly: Assembly) -> tuple[int, int, int]:
     return check_devices(config, assembly.model, jax.device_count())
 
 
-def dry_run(config: Config) -> int:
-    """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
-    assembly = assemble(config)
+def dry_run(config: Config, workdir: Path | None = None) -> int:
+    """Print shapes, parameters, memory per device and the batch tree; allocate nothing.
+
+    With the folder of a run these are those of going on with it.
+    """
+    notes = ()
+    if workdir is not None:
+        runfolder.check_same_run(workdir, config)
+        settled = sources.settle(config, workdir, sources.TRAIN)
+        config, notes = settled.config, settled.notes
+    assembly = _assembled(config, workdir)
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        for note in assembly.notes:
+        for note in (*notes, *assembly.notes):
             print(note)
         print(batch_tree(config, mesh_shape))
         print(parameter_table(program, mesh))
@@ -350,5 +371,26 @@ def write_evaluation(
     (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _saved_vocab(workdir: Path) -> Vocab | None:
-    return runfolder.read_vocab(workdir) if (workdir / "config.json").exists() else None
+def _assembled(config: Config, workdir: Path | None) -> Assembly:
+    """The parts of a run that begins or goes on in `workdir`. Where nothing is saved of a run that
+    starts from another, it begins anew.
+    """
+    if workdir is None or not (workdir / "config.json").exists():
+        return assemble(config, workdir=workdir)
+    if config.start.run and not runfolder.saved_steps(workdir):
+        return assemble(config, workdir=workdir)
+    model = runfolder.read_model(workdir)
+    assembly = assemble(config, runfolder.read_vocab(workdir), saved_model=model, workdir=workdir)
+    if model is None and config.weights.path:
+        note = runfolder.shape_note(workdir, config.weights.path)
+        assembly = dataclasses.replace(assembly, notes=(*assembly.notes, note))
+    return assembly
+
+
+def _start_record(assembly: Assembly) -> sources.Record | None:
+    """What the run begins with, where that is another run that is still needed."""
+    start = assembly.start
+    if start is None:
+        return None
+    held = state_hash(start.run, start.step)
+    return sources.Record(os.path.realpath(start.run), held, step=start.step)

@@ -57,13 +57,17 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 class Run:
     """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics.
 
+    `like` has the shapes and shardings of the state, `begin` makes that of step 0: where there is a
+    checkpoint it is not called, and what the run began from need not be there. With `save_start`
+    step 0 is saved before the first step. `state` is the last one, after training.
     `reset_optimizer` is called where the source says that a step begins with a new optimizer.
     """
 
     config: Config
     model: ModelConfig
     workdir: Path
-    state: TrainState
+    like: TrainState
+    begin: Callable[[], TrainState]
     source: BatchSource
     step: Step
     gradients: Gradients
@@ -72,6 +76,8 @@ class Run:
     debug: bool = False
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
     faults: FaultPlan = NO_FAULTS
+    save_start: bool = False
+    state: TrainState | None = None
 
 
 class Preemption:
@@ -128,8 +134,8 @@ def restore_if_any(
         )
     checkpoints.clean()
     if fresh:
-        return run.state, {}
-    state, place, meta, arrays = checkpoints.restore(run.state, arrays=run.source.arrays())
+        return run.begin(), {}
+    state, place, meta, arrays = checkpoints.restore(run.like, arrays=run.source.arrays())
     for note in checkpoints.notes(int(state.step)):
         say(note)
     for step in checkpoints.damaged:
@@ -217,6 +223,9 @@ class _Loop:
 
     def go(self, preemption: Preemption) -> int:
         config, faults = self.config, self.run.faults
+        if self.run.save_start and self.checkpoints.latest() is None:
+            self.save()
+            self.finish_save(0)
         if self.start == 0 and config.evaluate_every_steps:
             self.evaluate(0)
         for step in range(self.start + 1, config.steps + 1):

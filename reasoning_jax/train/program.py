@@ -97,7 +97,13 @@ def abstract_state(program: Program, mesh: jax.sharding.Mesh) -> states.TrainSta
         "model": spec.abstract_params(program.specs["model"], dtype, mesh),
     }
     init: Callable[..., Any] = lambda p: program.tx.init(states.split(p, program.trained)[0])  # noqa: E731
-    opt_state = jax.eval_shape(init, params)
+    # The shardings of a trace name an abstract mesh.
+    opt_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec)
+        ),
+        jax.eval_shape(init, params),
+    )
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
     return states.TrainState(scalar, params, opt_state)  # pyright: ignore[reportArgumentType]
 
