@@ -317,17 +317,16 @@ def _missing(
 
 
 def _other(key: str, value: str, workdir: Path, record: Record) -> ConfigError:
-    was = f"{record.path} did" if record.path != os.path.realpath(value) else "it did"
+    held = f"{key}={show(value)} holds other contents than {record.path} did"
+    if record.path == _place(key, value):
+        held = f"{key}={show(value)} no longer holds what it did"
     advice = "What this command needs of it is in the run folder: leave the key out"
     if key in DATA:
         advice = (
             "Other data make another run: use another --workdir (start.run begins it with what "
             "this one has learnt)"
         )
-    return ConfigError(
-        f"{key}={show(value)}: its contents differ from what {was} when the run in {workdir} was "
-        f"begun.\n{advice}"
-    )
+    return ConfigError(f"{held} when the run in {workdir} was begun.\n{advice}")
 
 
 def _no_record(key: str, value: str, before: str, workdir: Path) -> ConfigError:
