@@ -64,13 +64,21 @@ SAMPLE = Use()
 @dataclass(frozen=True)
 class Record:
     """The identity of a source: where it was last and what it held. Of `start.run` the fingerprint
-    is that of the parameters of one `step`. `known` are stamps of files that held the same.
+    is that of the parameters of one `step`. `known` are stamps of files that held the same, and
+    `places` is how its place was called before.
     """
 
     path: str
     fingerprint: str
     known: tuple[str, ...] = ()
     step: int | None = None
+    places: tuple[str, ...] = ()
+
+    def at(self, place: str, value: str) -> Record:
+        """The same source at `place`, which a config calls `value`."""
+        called = (*self.places, self.path, os.path.abspath(value))
+        others = dict.fromkeys(name for name in called if name != place)
+        return dataclasses.replace(self, path=place, places=(*others,)[-_MOST_STAMPS:])
 
 
 @dataclass(frozen=True)
@@ -114,21 +122,24 @@ def settle(config: Config, workdir: Path, use: Use) -> Settled:
                 check_file(key, value)
             continue
         record, place = known.get(key), _place(key, value)
-        if value == before and record is not None and place != record.path:
+        names = (record.path, *record.places) if record is not None else ()
+        its_own = value == before or os.path.abspath(value) in names
+        if record is not None and its_own and place != record.path:
             here = _place(key, record.path)
-            # A relative path, from another folder than where the run was started.
-            if here is not None and (use.of_run or place is None):
+            # It has moved since, or is a relative path and the run was started in another folder.
+            if here is not None and (place is None or (use.of_run and value == before)):
                 place = moved[key] = here
         if place is None:
             if key in reads:
                 raise _missing(key, value, workdir, record, begins)
-            if value != before:
+            if not its_own:
                 check_file(key, value)
             continue
         if key == START:
             # Without a checkpoint nothing has been made of it, and it is read anew.
             if not begins and value != before and record is not None and place != record.path:
                 _compare_start(value, workdir, record)
+                records[key] = record.at(place, value)
                 notes.append(_same(key, value, record))
             continue
         if key not in reads and value == before and (use.of_run or record is None):
@@ -142,7 +153,7 @@ def settle(config: Config, workdir: Path, use: Use) -> Settled:
             record = Record(before, "") if old is None else _identify(key, config, old)
         found = _identify(key, config, place, record)
         if found.fingerprint == record.fingerprint:
-            records[key] = found
+            records[key] = found.at(place, value)
             if place != record.path and key not in moved:
                 notes.append(_same(key, value, record))
         elif key in use.may_differ:
@@ -186,7 +197,7 @@ def record(workdir: Path, config: Config, settled: Settled, start: Record | None
         elif key in ORIGINS and not begins and key in known:
             records[key] = known[key]
         elif now[key] and place is not None and key != START and (begins or key not in ORIGINS):
-            records[key] = _identify(key, config, place, known.get(key))
+            records[key] = _identify(key, config, place, known.get(key)).at(place, now[key])
     try:
         _write(workdir, records)
     except OSError as error:
@@ -203,7 +214,8 @@ def read(workdir: Path) -> dict[str, Record]:
         return {
             str(key): Record(
                 str(entry["path"]), str(entry["fingerprint"]), tuple(map(str, entry["known"])),
-                None if entry.get("step") is None else int(entry["step"]),
+                None if entry["step"] is None else int(entry["step"]),
+                tuple(map(str, entry["places"])),
             )
             for key, entry in values.items()
         }  # fmt: skip
@@ -240,15 +252,16 @@ def _identify(key: str, config: Config, place: str, record: Record | None = None
         stats = [(name, path.stat()) for name, path in files]
         stamp = _stamp(stats)
         if record is not None and stamp in record.known:
-            return dataclasses.replace(record, path=place)
+            return record
         size = sum(s.st_size for _, s in stats)
         if size >= _LARGE:
             print(f"reading {size / 2**30:,.1f} GiB of {key} to know it by", file=sys.stderr)
         print_ = of_files(files)
     except OSError as error:
         raise ConfigError(f"{key}={show(place)} cannot be read: {error.strerror}") from None
-    kept = record.known if record is not None and record.fingerprint == print_ else ()
-    return Record(place, print_, (*kept, stamp)[-_MOST_STAMPS:])
+    if record is None or record.fingerprint != print_:
+        return Record(place, print_, (stamp,))
+    return dataclasses.replace(record, known=(*record.known, stamp)[-_MOST_STAMPS:])
 
 
 def _stamp(stats: Sequence[tuple[str, os.stat_result]]) -> str:

@@ -98,7 +98,6 @@ def abstract_state(program: Program, mesh: jax.sharding.Mesh) -> states.TrainSta
     }
     init: Callable[..., Any] = lambda p: program.tx.init(states.split(p, program.trained)[0])  # noqa: E731
 
-
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:
         # A trace names an abstract mesh, and of what is made of no parameter none at all.
         split = sharding.P() if leaf.sharding is None else leaf.sharding.spec

@@ -166,6 +166,8 @@ def test_moved_data_go_on_and_other_data_do_not(folder, tmp_path, monkeypatch):
     assert "the same source" in out
     assert not (tmp_path / "run" / "eval" / "other").exists()
     done("train", config, workdir, "--config.data.path=moved.jsonl", "--config.train.steps=3")
+    # And so without a word of it from then on: the run knows both places.
+    done("train", config, workdir, "--config.train.steps=3")
     # A relative path of the run's own config leads to where it led.
     monkeypatch.chdir(tmp_path)
     done("evaluate", workdir)

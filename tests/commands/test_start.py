@@ -21,7 +21,7 @@ from reasoning_jax.config import ConfigError, to_dict
 from reasoning_jax.model import attention, readout, spec, transformer
 from reasoning_jax.model.lora import Lora
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
-from reasoning_jax.train.program import fresh_state, make_program
+from reasoning_jax.train.state import TrainState, state_specs
 from tests.small import random_tree, tiny_run
 
 CONFIG = """
@@ -107,18 +107,18 @@ def test_new_specials_stand_behind_all_ids_and_none_moves(kind):
     assert (lent.size, lent.backspace_id) == (wide.size, before.size)
 
 
-def opened(workdir, config, step=3, seed=0, **vocab):
+def opened(workdir, config, step=3, seed=0):
     """A run folder with a checkpoint of random parameters, as `train` leaves it."""
     assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids)
-    params = random_tree(program.specs, np.random.default_rng(seed))
+    specs = state_specs(config, assembly.model)
+    params = random_tree(specs, np.random.default_rng(seed))
+    kind = assembly.model.param_dtype
+    params["model"] = jax.tree.map(lambda x: x.astype(kind), params["model"])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
-        placed = jax.tree.map(
-            lambda x, s: jax.device_put(x, s), params, spec.shardings(program.specs, mesh)
-        )
-        state = fresh_state(program, mesh, placed["model"])
-        state = dataclasses.replace(state, step=jnp.int32(step), params=placed)
+    placed = jax.tree.map(jax.device_put, params, spec.shardings(specs, mesh))
+    # Nobody reads the optimizer's.
+    state = TrainState(jnp.int32(step), placed, {"count": jnp.int32(step)})
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.save(state, {}, {"config": to_dict(config)})
         checkpoints.wait()
         assert not checkpoints.failures()
@@ -127,16 +127,21 @@ def opened(workdir, config, step=3, seed=0, **vocab):
 
 
 def logits_of(params, model, ids, lora=None):
+    positions = jnp.arange(ids.shape[1])[None]
     hidden = transformer.apply(
-        params, model, ids, attention=attention.Causal(jnp.ones_like(ids)), lora=lora
-    ).hidden
+        params, model, ids, positions=positions, attention=attention.Causal(jnp.ones_like(ids)),
+        lora=lora,
+    ).hidden  # fmt: skip
     return np.asarray(readout.logits(params, model, hidden))
 
 
 BEGUN = {
     "char": {},
-    "byte, untied": {"vocab": {"kind": "byte"}, "model": {"tied_embeddings": False}},
-    "adapters": {"lora": {"rank": 2, "targets": ("layers/",)}, "optimizer": {"no_decay": ()}},
+    "bytes, untied, adapters": {
+        "vocab": {"kind": "byte"},
+        "model": {"tied_embeddings": False},
+        "lora": {"rank": 2},
+    },
     "bfloat16": {"model": {"param_dtype": "bfloat16"}},
 }
 
@@ -153,8 +158,6 @@ def test_the_new_run_computes_what_the_first_one_did(name, tmp_path):
     sections["model"] = {**small, **sections.get("model", {})}
     first_config = tiny_run(**sections, objective={"name": "mle"}, noise={"rate": 0.0})
     first, params = opened(tmp_path / "first", first_config)
-    usual = {k: v for k, v in to_dict(tiny_run())["model"].items() if k in small}
-    del usual
     config = tiny_run(
         start={"run": str(tmp_path / "first")}, vocab={"latent": True},
         weights={"backspace_probability": 0.0},
@@ -173,18 +176,17 @@ def test_the_new_run_computes_what_the_first_one_did(name, tmp_path):
         begun = load_pretrained(second, mesh)
         wanted = spec.shardings(transformer.param_specs(second.model), mesh)
         assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, begun, wanted)))
-    plain = jax.tree.map(jnp.asarray, jax.device_get(begun))
+    plain = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), begun)
     assert {x.dtype for x in jax.tree.leaves(plain)} == {np.dtype("float32")}
     after = logits_of(plain, second.model, ids)
-    tolerance = 1e-4 if name == "adapters" else 0
+    tolerance = 1e-4 if lora else 1e-5
     np.testing.assert_allclose(
         after[..., : first.vocab.size], before, rtol=tolerance, atol=tolerance
     )
     # New rows are the mean of the others.
     rows = plain["embedding"]["tokens"]
-    np.testing.assert_allclose(
-        rows[first.vocab.size :], rows[: first.vocab.size].mean(0)[None].repeat(4, 0), atol=1e-5
-    )
+    mean = rows[: first.vocab.size].mean(0)[None].repeat(4, 0)
+    np.testing.assert_allclose(rows[first.vocab.size :], mean, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -296,11 +298,8 @@ def test_coconut_begins_with_a_cot_run_which_may_then_go_away(folder):
     done("train", config, f"--workdir={folder}/cot", *MESH, "--quiet")
     new = f"{config}:mode=coconut,run={folder}/cot"
     workdir = f"--workdir={folder}/coconut"
-    assert "data 8 x fsdp 1" in done("train", new, "--explain")
+    assert "on 1 device(s)" in done("train", new, "--explain")
     assert "<latent>=" in done("train", new, "--dry_run")
-    assert f"{folder}/cot" in done("config", "diff", f"{new[9:]}", f"{folder}/cot")
-    code, out = run("train", f"{new},nothing=1")
-    assert code == 2
     out = done("train", new, workdir, *MESH, "--config.train.steps=1")
     assert "begins with step 2 of" in out
     with (
@@ -324,10 +323,16 @@ def test_coconut_begins_with_a_cot_run_which_may_then_go_away(folder):
     shutil.rmtree(folder / "cot")
     assert "resumed from step 1" in done("train", new, workdir, *MESH)
     done("evaluate", workdir)
-    done("sample", workdir, "--prompt=Every bompus is a lempus ?")
+    done("sample", workdir, "--prompt=Every lempus")
     done("config", "show", folder / "coconut")
     done("export", workdir, f"--out={folder}/out")
-    # A chain: and now a run from that one.
-    chain = f"{config}:mode=coconut,run={folder}/coconut"
-    out = done("train", chain, f"--workdir={folder}/third", "--config.train.steps=1")
-    assert "added" not in out.split("\n")[0]
+
+
+def test_a_run_may_start_from_one_that_started_from_another(first, tmp_path):
+    """Catches: the vocabulary or the architecture of the config taken for those of the run."""
+    middle, _ = opened(tmp_path / "run", starting(first, vocab={"latent": True}))
+    last = assemble(starting(tmp_path, vocab={"latent": True}))
+    assert (last.vocab, last.model) == (middle.vocab, middle.model)
+    assert last.vocab.size == assemble(starting(first)).vocab.size + 3
+    with pytest.raises(ConfigError, match='of kind "char"'):
+        assemble(starting(tmp_path, vocab={"kind": "word"}))
