@@ -51,7 +51,7 @@ _STRINGS = {
     "prompt_file": "sample: a file with one prompt a line.",
     "faults": "train, replay: what goes wrong and when, as kill@save:4 (for tests).",
     "scale": "reproduce: smoke, cpu, gpu or paper.",
-    "out": "report: the HTML file; data, export, probe, replay: the folder.",
+    "out": "report: the HTML file; evaluate, data, export, probe, replay: the folder.",
 }
 _SWITCHES = {
     "print_config": "Print the resolved config as JSON and stop.",

@@ -43,7 +43,10 @@ __all__ = [
 class ModelConfig:
     """Architecture of the decoder. Dimension letters: D d_model, N n_heads, K n_kv_heads, ...
 
-    `rope_factor` 1 leaves RoPE unscaled; above 1 the Llama-3 frequency scaling applies.
+    `rope_factor` 1 leaves RoPE unscaled; above 1 it is scaled as `rope_scaling` says: "llama3" with
+    `rope_low_frequency` and `rope_high_frequency`, "linear", or "yarn" with the betas, and cosine
+    and sine times `rope_attention_factor` (0: 0.1 ln rope_factor + 1). `rope_truncate` rounds the
+    ends of YaRN's ramp to whole pairs.
     `remat`: what the backward pass computes again: nothing ("none"), all but the products of
     weights ("dots"), or "full" layers. "auto" is "dots" on CPUs, where writing activations down
     costs more than computing them, and "none" elsewhere.
@@ -68,10 +71,15 @@ class ModelConfig:
     position: str = choice("rope", "learned", "none")
     max_positions: int = number(1024, 1)
     rope_theta: float = number(10_000.0, 1.0)
+    rope_scaling: str = choice("llama3", "linear", "yarn")
     rope_factor: float = number(1.0, 1.0)
     rope_low_frequency: float = number(1.0, 0.0)
     rope_high_frequency: float = number(4.0, 0.0)
     rope_original_positions: int = number(8192, 1)
+    rope_beta_fast: float = number(32.0, above=0.0)
+    rope_beta_slow: float = number(1.0, above=0.0)
+    rope_attention_factor: float = number(0.0, 0.0)
+    rope_truncate: bool = True
     mlp: str = choice("swiglu", "gelu")
     tied_embeddings: bool = True
     qkv_bias: bool = False

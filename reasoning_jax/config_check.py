@@ -267,6 +267,31 @@ def _check_architecture(model: ModelConfig) -> None:
         raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")
     if model.rope_high_frequency <= model.rope_low_frequency:
         raise ConfigError("model.rope_high_frequency must be above model.rope_low_frequency")
+    _check_rope_scaling(model)
+
+
+def _check_rope_scaling(model: ModelConfig) -> None:
+    kind, plain = model.rope_scaling, ModelConfig()
+    if kind != plain.rope_scaling and model.rope_factor == 1.0:
+        raise ConfigError(
+            f'model.rope_scaling="{kind}" has no effect with model.rope_factor=1.0; set a factor '
+            f'above 1, or leave rope_scaling at "{plain.rope_scaling}"'
+        )
+    for name in ("rope_beta_fast", "rope_beta_slow", "rope_attention_factor", "rope_truncate"):
+        if kind != "yarn" and getattr(model, name) != getattr(plain, name):
+            raise ConfigError(
+                f"model.{name}={getattr(model, name)} has no effect on model.rope_scaling="
+                f'"{kind}"; set "yarn", or leave it at {getattr(plain, name)}'
+            )
+    if kind == "yarn" and model.rope_beta_fast < model.rope_beta_slow:
+        raise ConfigError(
+            f"model.rope_beta_fast={model.rope_beta_fast} must not be below model.rope_beta_slow="
+            f"{model.rope_beta_slow}"
+        )
+    if kind == "yarn" and model.rope_theta == 1.0:
+        raise ConfigError(
+            'model.rope_scaling="yarn" needs model.rope_theta above 1, got 1.0; 10000.0 is usual'
+        )
 
 
 def _check_attention(config: Config) -> None:

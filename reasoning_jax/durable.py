@@ -1,10 +1,14 @@
-"""Files that are there whole or not at all, and on disk when that is said."""
+"""Files that are there whole or not at all, and on disk when that is said; and locks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 # What a file system says that is full, or that cannot be written.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -26,3 +30,39 @@ def replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def open_locked(path: Path, *, wait: bool) -> Iterator[IO[str] | None]:
+    """A file that no other process has locked, made where there is none; the lock is the kernel's
+    and ends with the process, however that ends. None without `wait` where another process has it.
+
+    The owner may remove the file, and need not. Raises OSError.
+    """
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            # The one before may have removed it meanwhile: then this is the lock of nothing.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    yield file
+                    return
+
+
+def lock_owner(path: Path) -> str | None:
+    """What stands in a file that another process has locked with `open_locked`; None where nobody
+    has. Changes nothing.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(200).strip() or "another process"
+    except OSError:  # no such file, or one that must not be read
+        pass
+    return None

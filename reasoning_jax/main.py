@@ -129,17 +129,18 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
     config = _config(known, "train")
     if (code := _shown(known, "train", config)) is not None:
         return code
-    workdir = Path(known.workdir) if known.dry_run and known.workdir else None
-    workdir = workdir if known.dry_run else _workdir(known, "train")
+    from reasoning_jax.commands import runfolder
+
+    folder = Path(known.workdir or "") if known.dry_run else _workdir(known, "train")
     # A run that is there needs less of them, and knows where they were.
-    if workdir is None or not (workdir / "config.json").exists():
+    if not known.workdir or not runfolder.is_run(folder):
         check_files(config)
     from reasoning_jax.commands import train
 
     if known.dry_run:
-        return train.dry_run(config, workdir)
+        return train.dry_run(config, folder if known.workdir else None)
     return train.train(
-        config, workdir, _overrides(known), known.quiet, known.debug, known.faults or ""
+        config, folder, _overrides(known), known.quiet, known.debug, known.faults or ""
     )
 
 
@@ -149,7 +150,8 @@ def _evaluate(known: flags.FlagValues, _: list[str]) -> int:
         return code
     from reasoning_jax.commands import evaluate
 
-    return evaluate.evaluate(config, workdir, known.checkpoint)
+    out = Path(known.out) if known.out else None
+    return evaluate.evaluate(config, workdir, known.checkpoint, out)
 
 
 def _sample(known: flags.FlagValues, _: list[str]) -> int:
@@ -165,13 +167,28 @@ def _sample(known: flags.FlagValues, _: list[str]) -> int:
 def _report(known: flags.FlagValues, runs: list[str]) -> int:
     if not runs:
         raise UsageError(f"report needs at least one run folder\n{USAGE}")
-    from reasoning_jax.commands import report
+    from reasoning_jax.commands import report, runfolder
 
     out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
+    if known.out or Path(runs[0]).is_dir():
+        hint = "" if known.out else "; give --out=FILE"
+        for folder in (out.parent, out.parent / "report"):
+            runfolder.check_writable("--out=" if known.out else "", folder, hint)
     try:
         return report.report([Path(r) for r in runs], out)
     except OSError as error:
-        raise UsageError(f"--out={out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"--out={out} cannot be written: {error.strerror or error}") from None
+
+
+def _out(known: flags.FlagValues, default: Path | None = None) -> Path:
+    """The folder of --out, or the default; refused before any work where it cannot be written."""
+    from reasoning_jax.commands import runfolder
+
+    if known.out or default is None:
+        runfolder.check_writable("--out=", Path(known.out))
+        return Path(known.out)
+    runfolder.check_writable("", default, "; give --out=FOLDER")
+    return default
 
 
 def _data(known: flags.FlagValues, words: list[str]) -> int:
@@ -192,7 +209,7 @@ def _data(known: flags.FlagValues, words: list[str]) -> int:
         raise UsageError("data build needs --out=DIR")
     config = _config(known, "data")
     check_files(config)
-    return data.build(config, Path(known.out))
+    return data.build(config, _out(known))
 
 
 def _config_command(_: flags.FlagValues, words: list[str]) -> int:
@@ -214,7 +231,7 @@ def _probe(known: flags.FlagValues, _: list[str]) -> int:
 
     return probe.probe(
         config, workdir, known.checkpoint, problem=known.problem or 0, problems=known.problems,
-        prompt=known.prompt, out=Path(known.out) if known.out else None,
+        prompt=known.prompt, out=_out(known, workdir / "probe"),
     )  # fmt: skip
 
 
@@ -224,7 +241,7 @@ def _export(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "export"), _config(known, "export")
     from reasoning_jax.commands import export
 
-    return export.export(config, workdir, Path(known.out), known.checkpoint)
+    return export.export(config, workdir, _out(known), known.checkpoint)
 
 
 def _replay(known: flags.FlagValues, _: list[str]) -> int:
@@ -233,7 +250,7 @@ def _replay(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "replay"), _config(known, "replay")
     from reasoning_jax.commands import replay
 
-    out = Path(known.out) if known.out else None
+    out = _out(known, workdir / "replay" / f"step_{known.step:08d}")
     return replay.replay(config, workdir, known.step, out, known.faults or "")
 
 
@@ -261,7 +278,7 @@ def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
     from reasoning_jax.commands import export, saved_config
 
     config = from_dict(saved_config.get_config(runs[0]).to_dict())
-    return export.export(config, Path(runs[0]), Path(known.out), known.checkpoint)
+    return export.export(config, Path(runs[0]), _out(known), known.checkpoint)
 
 
 def _sweep(known: flags.FlagValues, _: list[str]) -> int:
@@ -326,7 +343,7 @@ _COMMANDS = {
     ),
     "evaluate": Command(
         "evaluate a checkpoint of the run in --workdir",
-        ("config", "workdir", "print_config", "explain", "debug", "checkpoint"),
+        ("config", "workdir", "print_config", "explain", "debug", "checkpoint", "out"),
         _evaluate,
         of_run=True,
     ),

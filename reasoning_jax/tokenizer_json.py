@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 # How much longer normalizers may make a text, all together. Those of published tokenizers: 4.
 _MOST_GROWTH = 1_000
+# Texts of which most tokenizers know one.
+_PROBES = ("a", "e", "0", " ", "A", "\n")
 
 
 class TokenizerError(ValueError):
@@ -20,7 +22,7 @@ class TokenizerError(ValueError):
 
 
 def parse_tokenizer_json(text: str) -> Any:
-    """A `tokenizers.Tokenizer`.
+    """A `tokenizers.Tokenizer` that neither cuts nor pads.
 
     Refused are ids that a file of this size cannot number (a table has a row for each), and steps
     that could multiply a text: 40 replacements of "a" by "aa" make a terabyte of one letter.
@@ -45,12 +47,32 @@ def parse_tokenizer_json(text: str) -> Any:
     import tokenizers
 
     tokenizer = guarded(tokenizers.Tokenizer.from_str, text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     highest = max(guarded(tokenizer.get_vocab).values(), default=-1)
     if highest >= len(text):
         raise TokenizerError(
             f"token id {highest:,} is more than a file of {len(text):,} characters can number"
         )
     return tokenizer
+
+
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that a `tokenizers.Tokenizer` itself puts before every text, and behind it.
+
+    Raises:
+      TokenizerError: its post-processor fails.
+    """
+    for text in _PROBES:
+        bare = guarded(tokenizer.encode, text, add_special_tokens=False).ids
+        whole = guarded(tokenizer.encode, text, add_special_tokens=True).ids
+        if not bare:
+            continue  # no letter of the text is in the vocabulary
+        for i in range(len(whole) - len(bare) + 1):
+            if whole[i : i + len(bare)] == bare:
+                return whole[:i], whole[i + len(bare) :]
+        raise TokenizerError(f"it makes {len(whole)} ids of {len(bare)}, none of them the text's")
+    return [], []
 
 
 def guarded(function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from reasoning_jax.tokenizer_json import TokenizerError, guarded, parse_tokenizer_json
@@ -236,8 +235,6 @@ class TokenizerCodec:
             tokenizer = parse_tokenizer_json(self.tokenizer_json)
         except (TokenizerError, UnicodeEncodeError, TypeError) as error:
             raise VocabError(f"not a Hugging Face tokenizer.json: {error}") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
         ids = frozenset(tokenizer.get_vocab(with_added_tokens=True).values())
         if not ids:
@@ -253,16 +250,6 @@ class TokenizerCodec:
     @property
     def size(self) -> int:
         return self._size
-
-    def begins_with(self, i: int | None) -> bool:
-        """Whether the tokenizer itself puts special id `i` before every text (as a <bos>)."""
-        if i is None:
-            return False
-        try:
-            ids = guarded(self._tokenizer.encode, "a", add_special_tokens=True).ids
-        except TokenizerError as error:
-            raise VocabError(f"the tokenizer cannot encode 'a': {error}") from None
-        return ids[:1] == [i]
 
     def special_ids(self) -> dict[str, int]:
         """The tokenizer's own special tokens by their literal."""
@@ -307,7 +294,9 @@ class Vocab:
         ids = list(self.specials.values())
         if PAD not in self.specials or EOS not in self.specials:
             raise VocabError(f"a vocabulary needs {PAD} and {EOS}; got {dict(self.specials)}")
-        if len(set(ids)) != len(ids):
+        # GPT-2's <|endoftext|> is both the start and the end of a text.
+        both = self.specials.get(BOS) == self.specials[EOS]
+        if len(set(ids)) != len(ids) - both:
             raise VocabError(f"two specials share an id: {dict(self.specials)}")
         if min(ids) < 0 or max(ids) >= self.size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
@@ -387,7 +376,7 @@ class Vocab:
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:
-        return {i: name for name, i in self.specials.items()}
+        return {i: name for name, i in self.specials.items()} | {self.eos_id: EOS}
 
     @functools.cached_property
     def _text(self) -> frozenset[int]:
@@ -458,8 +447,9 @@ def extend_pretrained(
 ) -> tuple[Vocab, str]:
     """A pretrained vocabulary with our specials behind its last id; returns it and what was done.
 
-    Existing ids keep their meaning. A table with more rows than the tokenizer has ids (padding of
-    the original authors) lends its free rows first; `Vocab.size` says how many rows are needed.
+    Existing ids keep their meaning; `bos_id` is the id before every prompt, if any. A table with
+    more rows than the tokenizer has ids (padding of the original authors) lends its free rows
+    first; `Vocab.size` says how many rows are needed.
 
     Raises:
       VocabError: the table has fewer rows than the tokenizer has ids, or a special's id is not one
@@ -474,7 +464,7 @@ def extend_pretrained(
         if i is not None and not 0 <= i < codec.size:
             raise VocabError(f"{name} id {i} is outside the tokenizer's {codec.size} ids")
     specials = {EOS: eos_id}
-    if bos_id is not None and bos_id != eos_id:
+    if bos_id is not None:
         specials[BOS] = bos_id
     if pad_id is not None and pad_id not in specials.values():
         specials[PAD] = pad_id
@@ -489,18 +479,6 @@ def extend_pretrained(
         f"added {what}; tokenizer ids {codec.size}, embedding rows {rows} -> {vocab.size} "
         f"({vocab.size - needed} unused)"
     )
-
-
-def load_tokenizer(path: str | Path) -> TokenizerCodec:
-    """The codec of a `tokenizer.json` file. Raises VocabError naming the file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise VocabError(f"cannot read {path}: {error}") from None
-    try:
-        return TokenizerCodec(text)
-    except VocabError as error:
-        raise VocabError(f"{path}: {error}") from None
 
 
 def describe(vocab: Vocab) -> str:

@@ -181,7 +181,7 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
     ("config_fields", "tokenizer_json", "backspace", "durable", "fingerprint"), ("vocab",),
-    ("config_objectives", "exit_codes"), ("config",),
+    ("config_objectives", "exit_codes", "paths"), ("config",),
     ("config_check_objectives", "sharding", "sweep"), ("config_check", "config_file"),
     ("tasks",), ("model",), ("objectives",), ("weights",), ("preflight",), ("decoding",), ("data",),
     ("evaluate",), ("rl",), ("train",), ("analysis",), ("report",), ("commands",),

@@ -300,6 +300,22 @@ RULES = {
         {"model.rope_high_frequency": 1.0}, ["model.rope_high_frequency"],
         {"model.rope_low_frequency": 0.5},
     ),
+    "scaling without a factor": (
+        {"model.rope_scaling": "yarn"}, ['model.rope_scaling="yarn"', "rope_factor=1.0", "llama3"],
+        {"model.rope_factor": 4.0},
+    ),
+    "yarn's setting on another scaling": (
+        {"model.rope_beta_fast": 16.0}, ["model.rope_beta_fast=16.0", '"llama3"', "32.0"],
+        {"model.rope_scaling": "yarn", "model.rope_factor": 4.0},
+    ),
+    "yarn's ramp upside down": (
+        {"model.rope_scaling": "yarn", "model.rope_factor": 4.0, "model.rope_beta_fast": 0.5},
+        ["model.rope_beta_fast=0.5", "model.rope_beta_slow=1.0"], {"model.rope_beta_slow": 0.5},
+    ),
+    "yarn without wavelengths": (
+        {"model.rope_scaling": "yarn", "model.rope_factor": 4.0, "model.rope_theta": 1.0},
+        ["model.rope_theta", "above 1"], {"model.rope_theta": 2.0},
+    ),
     "pass@k of too few samples": (
         {"evaluate.pass_at_k": (1, 4)}, ["(1, 4)", "samples_per_problem=1"],
         {"evaluate.samples_per_problem": 4},
@@ -709,6 +725,19 @@ def fit_attention(rng, changes, get):
             changes["data.seq_len"] = 128 * rng.randint(1, 3)
 
 
+def fit_rope(changes, get):
+    """Scaling that has a factor, and settings of YaRN that belong to it."""
+    changes["model.rope_high_frequency"] = get("model.rope_low_frequency") + 1
+    if get("model.rope_scaling") != "llama3":
+        changes["model.rope_factor"] = get("model.rope_factor") + 1
+    if get("model.rope_scaling") == "yarn":
+        changes["model.rope_beta_fast"] = get("model.rope_beta_slow") + 1
+        changes["model.rope_theta"] = get("model.rope_theta") + 1
+    else:
+        for name in ("beta_fast", "beta_slow", "attention_factor", "truncate"):
+            changes.pop(f"model.rope_{name}", None)
+
+
 def random_config(rng):
     """A random config, its parts then made to fit."""
     changes = {
@@ -736,7 +765,7 @@ def random_config(rng):
             changes[f"model.{name}"] = parts * rng.randint(1, 50)
         changes["model.n_heads"] = get("model.n_kv_heads") * rng.randint(1, 4)
         changes["model.head_dim"] = 2 * get("model.head_dim")
-        changes["model.rope_high_frequency"] = get("model.rope_low_frequency") + 1
+        fit_rope(changes, get)
     changes["data.path"] = "" if get("data.source") == "task" else "somewhere"
     if get("data.source") != "text":
         changes.pop("data.window_chars", None)

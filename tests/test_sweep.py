@@ -440,14 +440,23 @@ def test_another_run_in_a_folder_is_found_before_any_starts(tmp_path, trained):
     assert command.run_points(runs, tmp_path, index=0) == 0
 
 
-def test_a_run_is_finished_when_its_last_step_is_saved(tmp_path):
+def test_a_run_is_finished_when_its_last_step_is_saved_and_evaluated(tmp_path):
     (run,) = runs_of(0)
-    saved = tmp_path / "seed=0" / "checkpoints"
-    for name, done in (
-        ("1", False), ("3.orbax-checkpoint-tmp", False), ("2", True), ("10", True),
-    ):  # fmt: skip
-        (saved / name).mkdir(parents=True)
-        assert command.finished(tmp_path, run) is done, name
+    saved, metrics = tmp_path / "seed=0" / "checkpoints", tmp_path / "seed=0" / "metrics.jsonl"
+    saved.mkdir(parents=True)
+    row = {"step": 2, "split": "validation", "loss": 1.0}
+    for name, rows, done in (
+        ("1", [row], False),
+        ("3.orbax-checkpoint-tmp", [row], False),
+        ("2", [row], True),
+        ("10", [{**row, "step": 10}], True),
+        ("2", [], False),
+        ("2", [{**row, "split": "train"}, {**row, "step": 1}], False),
+        ("2", [{"step": 2, "split": "validation", "failed": "MemoryError: none left"}], False),
+    ):
+        (saved / name).mkdir()
+        metrics.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert command.finished(tmp_path, run) is done, (name, rows)
         (saved / name).rmdir()
     assert not command.finished(tmp_path, run)
 
@@ -507,11 +516,13 @@ def test_a_sweep_is_stopped_continued_and_left_alone(
         assert main.run([*argv, "--all", "--quiet"]) == 42
     assert [p.name for p in sorted(out.iterdir())] == [names[0], "sweep.json"]
     assert states() == ["started", "-"]
-    # The second comes by Slurm, in the middle of its last step: it is done, and nothing is left.
+    # The second comes by Slurm, and is stopped in its last step: an evaluation is left.
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     with monkeypatch.context() as patch:
         kill_at(patch, SupervisedSource, "next", 3)
-        assert main.run(argv) == 0
+        assert main.run(argv) == 42
+    assert states() == ["started", "started"]
+    assert main.run(argv) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"index 1 from SLURM_ARRAY_TASK_ID\nrun 1 of 2: {names[1]}\n")
     assert states() == ["started", "finished"]
@@ -543,11 +554,11 @@ def test_a_signal_in_the_last_step_of_a_run_starts_no_other(
     with monkeypatch.context() as patch:
         kill_at(patch, SupervisedSource, "next", 2)
         assert command.run_points(runs, tmp_path, quiet=True) == 42
-    assert command.finished(tmp_path, runs[0])
+    assert (tmp_path / "seed=0" / "checkpoints" / "2").is_dir()
     assert not (tmp_path / "seed=1").exists()
-    # While the second is put together: it saves its first step and stops.
+    # While the second is put together: it saves its first step and stops. The first is evaluated.
     with monkeypatch.context() as patch:
-        kill_at(patch, train_command, "assemble", 1)
+        kill_at(patch, train_command, "assemble", 2)
         assert command.run_points(runs, tmp_path, quiet=True) == 42
     assert (tmp_path / "seed=1" / "checkpoints" / "1").is_dir()
     assert signal.getsignal(signal.SIGTERM) == handler

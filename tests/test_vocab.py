@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from reasoning_jax import vocab as V
-from reasoning_jax.weights import WeightsError, read_tokenizer
+from reasoning_jax.tokenizer_json import frame, parse_tokenizer_json
+from reasoning_jax.weights import WeightsError, read_tokenizer, read_tokenizer_file
 
 # Texts that have broken a codec somewhere; literals of specials must stay text.
 HOSTILE = [
@@ -290,7 +291,9 @@ def test_padding_and_eos_never_share_an_id(tiny):
         V.BACKSPACE: tiny.size,
     }  # fmt: skip
     one, _ = extended(tiny, bos_id=ids["<|im_end|>"])
-    assert one.bos_id is None
+    assert one.bos_id == one.eos_id
+    assert one.decode([one.eos_id]) == V.EOS
+    assert V.Vocab.from_dict(one.to_dict()) == one
 
 
 def test_holes_between_ids_are_neither_text_nor_sampled_nor_filled():
@@ -441,13 +444,15 @@ def test_no_damage_to_a_tokenizer_file_is_more_than_an_error_of_ours(tmp_path):
     path = tmp_path / "tokenizer.json"
     for content in (b"{}", b"\xff\xfe", b""):
         path.write_bytes(content)
-        with pytest.raises(V.VocabError, match=r"tokenizer\.json"):
-            V.load_tokenizer(path)
-    for missing in (tmp_path / "none.json", tmp_path, "\0"):
-        with pytest.raises(V.VocabError, match="cannot read"):
-            V.load_tokenizer(missing)
+        with pytest.raises(WeightsError, match=r"tokenizer\.json"):
+            read_tokenizer_file(path)
+    for missing, reason in (
+        (tmp_path / "none.json", "No such file"), (tmp_path, "not a regular"), ("\0", "no path"),
+    ):  # fmt: skip
+        with pytest.raises(WeightsError, match=reason):
+            read_tokenizer_file(missing)
     path.write_text(whole, encoding="utf-8")
-    assert V.load_tokenizer(path) == V.TokenizerCodec(whole)
+    assert read_tokenizer_file(path).tokenizer_json == whole
 
 
 def test_resizing_keeps_ids_and_never_cuts_one_off():
@@ -491,7 +496,6 @@ def test_bos_is_known_only_where_the_tokenizer_itself_adds_it(adds):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 0)]
         )
-    codec = V.TokenizerCodec(tokenizer.to_str())
-    assert codec.begins_with(0) == adds
-    assert not codec.begins_with(None)
-    assert codec.encode("a") == [1]
+    text = tokenizer.to_str()
+    assert frame(parse_tokenizer_json(text)) == ([0] * adds, [])
+    assert V.TokenizerCodec(text).encode("a") == [1]

@@ -138,8 +138,7 @@ def assemble(
         read = saved_model or (start.model if start else _read_model(config))
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
     if vocab is None:
-        vocab, note = _vocab(config, task, model)
-        notes = (note,)
+        vocab, notes = _vocab(config, task, model)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
@@ -263,10 +262,11 @@ def task_of(config: Config) -> Task | None:
     return make_task(config.task.name, **dict(config.task.dials))
 
 
-def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab, str]:
+def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab, tuple[str, ...]]:
     """Build the vocabulary; also says what was done."""
     kind = config.vocab.kind
     options = {"backspace": config.vocab.backspace, "latent": config.vocab.latent}
+    notes: tuple[str, ...] = ()
     if kind == "weights":
         from reasoning_jax import weights
 
@@ -278,17 +278,26 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
                 'vocab.kind="weights" needs; put it beside the weights'
             )
         codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
-        bos_id = tokenizer.bos_id if codec.begins_with(tokenizer.bos_id) else None
-        return vocabularies.extend_pretrained(
-            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, bos_id=bos_id,
+        vocab, added = vocabularies.extend_pretrained(
+            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, bos_id=tokenizer.begin_id,
             pad_id=tokenizer.pad_id, **options,
         )  # fmt: skip
+        return vocab, (*tokenizer.notes, added)
     if config.weights.path:
         raise ConfigError(
             f'vocab.kind={kind!r} does not go with weights.path; use vocab.kind="weights"'
         )
     if kind == "tokenizer":
-        codec: Any = vocabularies.load_tokenizer(config.vocab.path)
+        from reasoning_jax import weights
+
+        tokenizer = weights.read_tokenizer_file(config.vocab.path)
+        codec: Any = vocabularies.TokenizerCodec(tokenizer.tokenizer_json or "")
+        notes = tokenizer.notes
+        if (tokenizer.begin_id, tokenizer.eos_id) != (None, None):
+            notes += (
+                f"{config.vocab.path}: its own start and end of a text are not used; prompts begin "
+                f"with {vocabularies.BOS} and responses end with {vocabularies.EOS}, added here",
+            )
     elif kind == "byte":
         codec = vocabularies.ByteCodec()
     elif kind == "char":
@@ -298,7 +307,7 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     else:
         codec = vocabularies.PairCodec(_words(config, task))
     vocab = vocabularies.make_vocab(codec, **options)
-    return vocab, vocabularies.describe(vocab)
+    return vocab, (*notes, vocabularies.describe(vocab))
 
 
 def _layout_text(data: DataConfig) -> str:

@@ -19,11 +19,12 @@ from reasoning_jax.train.checkpoint import DAMAGED, Checkpoints
 
 FOUND = 1
 _SHOWN = 20
-_AT_STEP = re.compile(r"(.+)@(\d+)")
+_AT_STEP = re.compile(r"(.+)@(\d+)", re.DOTALL)
 
 
 def verify(workdir: Path, step: int | None) -> int:
-    """Compare every file of a step (default: of all) with its manifest. 0: all intact, 1: not.
+    """Compare every file and array of a step (default: of all) with those that were saved: what is
+    intact can be restored. 0: all intact, 1: not.
 
     Raises:
       ConfigError: this is no run folder.
@@ -33,7 +34,7 @@ def verify(workdir: Path, step: int | None) -> int:
         steps = _steps(checkpoints, step)
         damaged = 0
         for number in steps:
-            findings = checkpoints.verify(number)
+            findings = checkpoints.verify(number, values=True)
             damaged += bool(findings)
             size = _mib(checkpoints.folder / str(number))
             print(f"step {number}: " + (f"intact, {size}" if not findings else "DAMAGED"))

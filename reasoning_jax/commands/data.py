@@ -27,7 +27,7 @@ def build(config: Config, out: Path) -> int:
             task, name=config.task.name, dials=dials, out_dir=out, sizes=sizes, seed=config.seed
         )
     except OSError as error:
-        raise ConfigError(f"--out={out} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--out={out} cannot be written: {error.strerror or error}") from None
     total = sum(sizes.values())
     print(f"{total:,} problems of {config.task.name} in {folder}")
     print(f"train on them: --config.data.source=tfds --config.data.path={folder}")

@@ -43,13 +43,15 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     elif config.weights.path:
         from reasoning_jax import weights
 
-        params = weights.load(
+        loaded = weights.load(
             config.weights.path,
             param_dtype=config.model.param_dtype,
             mesh=mesh,
             vocab_rows=assembly.vocab.size,
-        ).params
-        is_new = True
+        )
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+        params, is_new = loaded.params, True
     else:
         return None
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
@@ -192,8 +194,11 @@ def feature_model(
         )
     loaded = weights.load(path, mesh=mesh)
     codec = TokenizerCodec(tokenizer.tokenizer_json)
+    for note in (*tokenizer.notes, *loaded.notes):
+        print(note, file=sys.stderr)
     vocab, _ = extend_pretrained(
-        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id, backspace=False
-    )
+        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.begin_id, backspace=False,
+    )  # fmt: skip
     model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
     return lambda params: model

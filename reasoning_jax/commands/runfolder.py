@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from reasoning_jax import paths
 from reasoning_jax.config import SOURCES, Config, ConfigError, ModelConfig, to_dict
 from reasoning_jax.config_check import from_dict, model_from_dict
 from reasoning_jax.config_fields import flat
-from reasoning_jax.durable import replace_text
+from reasoning_jax.durable import lock_owner, open_locked, replace_text
+from reasoning_jax.train.rows import read_rows
 from reasoning_jax.vocab import Vocab, VocabError
 
 # What may differ between a run and its continuation; everything else decides the result.
@@ -29,6 +30,7 @@ _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
 MODEL = "model.json"
+_LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -60,19 +62,20 @@ def read_config(workdir: Path) -> Any:
 def check_same_run(workdir: Path, config: Config) -> None:
     """Refuse to continue an existing run with a config that would make it another run.
 
-    Another place of a source is not refused here: `commands.sources` compares the contents.
+    A folder in which no step was made is no run, and takes any config. Another place of a source is
+    not refused here: `commands.sources` compares the contents.
 
     Raises:
       ConfigError: more differs than the length of training, evaluation, sampling or mesh; or there
         are checkpoints of an unknown config; or the folder cannot be read.
     """
     try:
-        started = (workdir / "config.json").exists()
-        saved = any((workdir / "checkpoints").glob("*"))
+        described = (workdir / "config.json").exists()
+        begun = has_begun(workdir)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
-    if not started:
-        if saved:
+    if not described or not begun:
+        if any((workdir / "checkpoints").glob("*")):
             raise ConfigError(
                 f"{workdir} has checkpoints but no config.json, so nothing says of which run; use "
                 "another --workdir"
@@ -92,18 +95,83 @@ def check_same_run(workdir: Path, config: Config) -> None:
         )
 
 
+def is_run(workdir: Path) -> bool:
+    """Whether a folder is that of a run which has made a step; not one that cannot be read."""
+    try:
+        return (workdir / "config.json").exists() and has_begun(workdir)
+    except (OSError, ValueError):
+        return False
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether there is a step in a run folder: a checkpoint of any kind, or a logged row.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if any((workdir / "checkpoints").glob("*")):
+        return True
+    metrics = workdir / "metrics.jsonl"
+    return metrics.exists() and any(row["step"] for row in read_rows(metrics))
+
+
+@contextlib.contextmanager
+def opened(workdir: Path) -> Iterator[None]:
+    """The folder of a run, made where there is none, and locked for the duration of a block.
+
+    What ends the block before anything else is in the folder leaves it as it was: no lock, and no
+    folders that were made for it.
+
+    Raises:
+      ConfigError: it cannot be made or written to, or another process trains there.
+    """
+    paths.check(workdir)
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    make_folder(workdir)
+    with locked(workdir):
+        try:
+            yield
+        except BaseException:
+            if [path.name for path in workdir.iterdir()] == [_LOCK]:
+                (workdir / _LOCK).unlink()
+                with contextlib.suppress(OSError):
+                    for folder in made:
+                        folder.rmdir()
+            raise
+
+
 def make_folder(workdir: Path) -> None:
     """Make an empty folder where there is none; a run is in it once `open_run` has described it.
 
     Raises:
       ConfigError: it cannot be made, or not be written to.
     """
+    check_writable("--workdir=", workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    if not os.access(workdir, os.W_OK | os.X_OK):
-        raise ConfigError(f"--workdir={workdir} cannot be written: permission denied")
+
+
+def check_writable(name: str, folder: Path, hint: str = "") -> None:
+    """Refuse, before any work, a folder that cannot be written. Raises ConfigError."""
+    if why := not_writable(folder):
+        raise ConfigError(f"{name}{folder} cannot be written: {why}{hint}")
+
+
+def not_writable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which need not be there yet; "" where it can be."""
+    try:
+        while not os.path.lexists(folder) and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"{folder} is a file" if folder.exists() else f"{folder} leads nowhere"
+        if os.access(folder, os.W_OK | os.X_OK):
+            return ""
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return "its file system is read-only" if read_only else "permission denied"
 
 
 def open_run(
@@ -139,15 +207,13 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       ConfigError: another process does.
     """
-    with (workdir / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read(200).strip() or "another process"
+    with open_locked(workdir / _LOCK, wait=False) as file:
+        if file is None:
+            owner = (workdir / _LOCK).read_text(encoding="utf-8")[:200].strip()
             raise ConfigError(
-                f"{workdir} is being trained by {owner}; wait for it, or use another --workdir"
-            ) from None
+                f"{workdir} is being trained by {owner or 'another process'}; wait for it, or use "
+                "another --workdir"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
@@ -198,15 +264,7 @@ def saved_steps(workdir: Path) -> list[int]:
 
 def trainer(workdir: Path) -> str | None:
     """Who trains in this folder now, "process 12 on host"; None for nobody."""
-    try:
-        with (workdir / "lock").open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read(200).strip() or "another process"
-    except OSError:  # no such file, or one that must not be read
-        pass
-    return None
+    return lock_owner(workdir / _LOCK)
 
 
 def write_environment(workdir: Path) -> None:

@@ -103,7 +103,7 @@ def settle(config: Config, workdir: Path, use: Use) -> Settled:
     Raises:
       ConfigError: a source that is needed is gone, or holds other contents than the run's.
     """
-    if not (workdir / "config.json").exists():
+    if not runfolder.is_run(workdir):
         return Settled(config)
     saved, now = flat(runfolder.read_config(workdir)), flat(to_dict(config))
     known = read(workdir)
@@ -184,7 +184,7 @@ def record(workdir: Path, config: Config, settled: Settled, start: Record | None
     Raises:
       ConfigError: a source or the folder cannot be read or written.
     """
-    known = read(workdir) if (workdir / "config.json").exists() else {}
+    known = read(workdir) if runfolder.is_run(workdir) else {}
     begins = not runfolder.saved_steps(workdir)
     now = flat(to_dict(config))
     records: dict[str, Record] = {}

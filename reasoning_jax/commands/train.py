@@ -72,13 +72,15 @@ def train(
     config = settled.config
     assembly = _assembled(config, workdir)
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    runfolder.make_folder(workdir)
-    with runfolder.locked(workdir):
-        # Before the folder is a run's, which could only go on with this config.
-        mesh_shape = check_machine(assembly)
-        sources.record(workdir, config, settled, _start_record(assembly))
+
+    def begin() -> None:
+        sources.record(workdir, config, settled, start)
         runfolder.open_run(workdir, config, overrides, assembly.vocab, assembly.model)
         runfolder.write_environment(workdir)
+
+    with runfolder.opened(workdir):
+        mesh_shape = check_machine(assembly)
+        start = _start_record(assembly)
         if not quiet:
             for note in (*settled.notes, *assembly.notes):
                 print(note)
@@ -89,7 +91,8 @@ def train(
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:
-            return loop.train(run, quiet)
+            # All that may refuse the run comes first: a folder that is a run's can only go on.
+            return loop.train(dataclasses.replace(run, begin=begin), quiet)
 
 
 @contextlib.contextmanager
@@ -375,7 +378,7 @@ def _assembled(config: Config, workdir: Path | None) -> Assembly:
     """The parts of a run that begins or goes on in `workdir`. Where nothing is saved of a run that
     starts from another, it begins anew.
     """
-    if workdir is None or not (workdir / "config.json").exists():
+    if workdir is None or not runfolder.is_run(workdir):
         return assemble(config, workdir=workdir)
     if config.start.run and not runfolder.saved_steps(workdir):
         return assemble(config, workdir=workdir)

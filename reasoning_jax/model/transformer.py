@@ -22,6 +22,7 @@ from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig
 from reasoning_jax.model import attention as attn
 from reasoning_jax.model import cache as kv
+from reasoning_jax.model import rope
 from reasoning_jax.model.blockwise import SAVED
 from reasoning_jax.model.cache import Cache
 from reasoning_jax.model.decoding_weights import Turned, unstacked
@@ -215,7 +216,7 @@ def apply(
         x = embeddings.astype(config.compute_dtype)
     if config.position == "learned":
         x = x + sharding.lookup(params["embedding"]["positions"], positions).astype(x.dtype)
-    rotation = rope_rotation(config, positions) if config.position == "rope" else None
+    rotation = rope.rotation(config, positions) if config.position == "rope" else None
 
     B, T, _ = x.shape
     rows = sharding.axis_of(x, 0)
@@ -400,7 +401,7 @@ def _layer(
         q = _rms(q, p_attn["query_norm"], config.norm_eps)
         k = _rms(k, p_attn["key_norm"], config.norm_eps)
     if rotation is not None:
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
     mixed, weights = mix(q, k, v)
     x = x + _project(mixed, p_attn, lora_attn, "output", scale, n_in=2)
 
@@ -445,42 +446,6 @@ def _rms(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
     return (y * scale).astype(x.dtype)
-
-
-def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
-    """Radians per position of each rotary pair, with Llama-3's scaling where `rope_factor` > 1.
-
-    Wavelengths above original/low are slowed by the factor, those below original/high are kept,
-    those between are interpolated.
-    """
-    half = config.head_dim // 2
-    base = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_factor == 1.0:
-        return base
-    wavelength = 2 * jnp.pi / base
-    low, high = config.rope_low_frequency, config.rope_high_frequency
-    smooth = (config.rope_original_positions / wavelength - low) / (high - low)
-    smooth = jnp.clip(smooth, 0.0, 1.0)
-    return (1 - smooth) * base / config.rope_factor + smooth * base
-
-
-def rope_rotation(
-    config: ModelConfig, positions: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
-    """Cosine and sine [B, T, H/2] in float32, shared by all layers and heads."""
-    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
-) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (i, i + H/2) of every head by the position's angles."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
 
 
 def _zeros(shape: tuple[int, ...], spec: tuple[Any, ...]) -> jax.Array:

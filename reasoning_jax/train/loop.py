@@ -1,12 +1,15 @@
 """The training loop: the impure part. Data, steps, evaluation, checkpoints, metrics, preemption.
 
 It knows one thing about data (`BatchSource`), one about the objective (a `Loss`), and nothing about
-tasks. Exit codes: 0 done, 42 preempted and saved. A watchdog ends it with 134 if it hangs.
+tasks. A step is saved before it is evaluated, and an evaluation that fails ends nothing.
+Exit codes: 0 done, 5 done but an evaluation failed, 42 preempted and saved. A watchdog ends it with
+134 if it hangs.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -23,31 +26,28 @@ from reasoning_jax.config import Config, ConfigError, ModelConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
 from reasoning_jax.durable import DISK_ERRORS
+from reasoning_jax.exit_codes import EXIT_EVALUATION, EXIT_OK
 from reasoning_jax.train import nonfinite
-from reasoning_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    check_space,
-    nbytes,
-    unfinished_only,
-)
+from reasoning_jax.train.attempt import attempt
+from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints, unfinished_only
 from reasoning_jax.train.compilation import CompileCounter
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
 from reasoning_jax.train.flops import peak_flops, train_flops_per_token
-from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, drop_rows
+from reasoning_jax.train.identities import check_identities
+from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch
 from reasoning_jax.train.nonfinite import DUMPS, Diverged, NonfiniteGuard, diagnose, dump_batch
+from reasoning_jax.train.room import check_space, nbytes
+from reasoning_jax.train.rows import FAILED, drop_rows, evaluation_row
 from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.state_hash import of_state
 from reasoning_jax.train.step import Gradients, Step
 from reasoning_jax.train.watchdog import Watchdog
 
-DONE, PREEMPTED = 0, 42
+DONE, PREEMPTED = EXIT_OK, 42
 # As `train.step` names the function that it jits.
 STEP_NAME = "train_step"
 # Saves that may fail one after the other before training ends.
 FAILED_SAVES_LIMIT = 3
-# Of the value sums, relative to V(s_0), in float32.
-GAP_TOLERANCE = 1e-3
 
 # evaluate(state) -> the scalars of a validation row; writes its own files.
 Evaluate = Callable[[TrainState], dict[str, float]]
@@ -57,17 +57,18 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 class Run:
     """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics.
 
-    `like` has the shapes and shardings of the state, `begin` makes that of step 0: where there is a
+    `like` has the shapes and shardings of the state; `init` makes that of step 0: where there is a
     checkpoint it is not called, and what the run began from need not be there. With `save_start`
     step 0 is saved before the first step. `state` is the last one, after training.
-    `reset_optimizer` is called where the source says that a step begins with a new optimizer.
+    `reset_optimizer` is called where the source says that a step begins with a new optimizer;
+    `begin` when nothing is left that could refuse the run, before its first file is written.
     """
 
     config: Config
     model: ModelConfig
     workdir: Path
     like: TrainState
-    begin: Callable[[], TrainState]
+    init: Callable[[], TrainState]
     source: BatchSource
     step: Step
     gradients: Gradients
@@ -76,6 +77,7 @@ class Run:
     debug: bool = False
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
     faults: FaultPlan = NO_FAULTS
+    begin: Callable[[], None] = lambda: None
     save_start: bool = False
     state: TrainState | None = None
 
@@ -134,7 +136,7 @@ def restore_if_any(
         )
     checkpoints.clean()
     if fresh:
-        return run.begin(), {}
+        return run.init(), {}
     state, place, meta, arrays = checkpoints.restore(run.like, arrays=run.source.arrays())
     for note in checkpoints.notes(int(state.step)):
         say(note)
@@ -152,6 +154,7 @@ def train(run: Run, quiet: bool = False) -> int:
       CheckpointError: none is usable, saving failed time and again, or what is written beside the
         checkpoints failed once.
       Diverged: too many steps in a row had a NaN or Inf.
+      FloatingPointError: a check for NaN is on (--debug), and an evaluation has one.
     """
     config = run.config.train
     checkpoints = Checkpoints(
@@ -169,6 +172,9 @@ def train(run: Run, quiet: bool = False) -> int:
                 return loop.go(preemption)
             finally:
                 loop.writer.close()
+                # Of a save that fails while something else ends the run, that is still told.
+                checkpoints.wait()
+                loop.tell_failed_saves()
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -206,8 +212,11 @@ class _Loop:
         self.sums = MetricSums(meta.get("unfinished_metrics"))
         self.start = int(self.state.step)
         if not self.start:
-            checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            _check_room(checkpoints.folder, self.state, run.source.arrays())
+            folder = checkpoints.folder if checkpoints.folder.exists() else run.workdir
+            _check_room(folder, self.state, run.source.arrays())
+        run.begin()
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self.evaluated, self.failed_evaluations = self._evaluated(), 0
         self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet)
         self.guard = NonfiniteGuard(
             run.workdir, self.config.skipped_steps_limit, self.writer.say,
@@ -221,13 +230,31 @@ class _Loop:
         if self.start:
             self.writer.say(f"resumed from step {self.start} of {checkpoints.folder}")
 
+    def _evaluated(self) -> int | None:
+        """The step that the run begins with, if it was evaluated already; else None.
+
+        One whose evaluation failed is not evaluated again, so that no restart meets that failure,
+        unless nothing else is left to do.
+        """
+        path = self.run.workdir / "metrics.jsonl"
+        row = evaluation_row(path, self.start) if self.start else None
+        if row is not None and FAILED in row and self.start >= self.config.steps:
+            drop_rows(path, self.start + 1, evaluation_of=self.start)
+            row = None
+        return None if row is None else self.start
+
+    def owed(self, step: int) -> bool:
+        """Whether a step is to be evaluated and was not yet: perhaps the run ended in between."""
+        due = _due(step, self.config.evaluate_every_steps) or step >= self.config.steps
+        return due and self.evaluated != step
+
     def go(self, preemption: Preemption) -> int:
         config, faults = self.config, self.run.faults
         if self.run.save_start and self.checkpoints.latest() is None:
             self.save()
             self.finish_save(0)
-        if self.start == 0 and config.evaluate_every_steps:
-            self.evaluate(0)
+        if self.owed(self.start):
+            self.evaluate(self.start)
         for step in range(self.start + 1, config.steps + 1):
             last, first = step == config.steps, step == self.start + 1
             self.watchdog.begin("compile" if first else "step", step)
@@ -241,25 +268,31 @@ class _Loop:
             else:
                 self.watchdog.step_done(time.monotonic() - began)
             due_log = step % config.log_every_steps == 0
-            due_evaluation = _due(step, config.evaluate_every_steps) or last
-            stopping = preemption.requested
-            due_save = step % config.checkpoint_every_steps == 0 or last or stopping
-            if due_log or due_evaluation or due_save:
+            due_save = step % config.checkpoint_every_steps == 0 or last or preemption.requested
+            if due_log or due_save or self.owed(step):
                 self.look()
             if due_log:
                 self.log(step)
-            if due_evaluation:
-                self.evaluate(step)
             if due_save:
                 self.save()
+            # Who is asked to stop has little time: the evaluation is made when the run goes on.
+            if self.owed(step) and not preemption.requested:
+                self.evaluate(step)
             self.report_failed_saves()
-            if stopping and not last:
+            if preemption.requested and (not last or self.owed(step)):
                 self.finish_save(step)
                 self.writer.say(f"preempted: saved step {step}, exit {PREEMPTED} (run again)")
                 return PREEMPTED
-        self.finish_save(config.steps)
+        self.finish_save(max(config.steps, self.start))
         self.run.state = self.state
-        return DONE
+        if not self.failed_evaluations:
+            return DONE
+        _warn(
+            f"trained and saved, but {self.failed_evaluations} evaluation(s) failed; exit "
+            f"{EXIT_EVALUATION}. Mend what is said above; the same command then evaluates the "
+            "last step"
+        )
+        return EXIT_EVALUATION
 
     def take(self, step: int) -> None:
         """Make a batch, dispatch the step, and look at the one before it."""
@@ -327,14 +360,30 @@ class _Loop:
         self.writer.write({**row, "time": {**times, **self.rate.measure(tokens, times)}})
 
     def evaluate(self, step: int) -> None:
+        """Evaluate a step, when its save is on disk; what fails is a row, a warning and counted."""
+        with self.watch.measure("checkpoint"), self.watchdog.phase("checkpoint", step):
+            self.checkpoints.wait()
+        self.report_failed_saves()
         with self.watch.measure("evaluate"), self.watchdog.phase("evaluate", step):
-            self.run.faults.reach("evaluate", step)
-            values = self.run.evaluate(self.state)
+            values = attempt(self.run.workdir, step, lambda: self._measured(step))
         row = {"step": step, "split": "validation", **self.run.source.meta(), **values}
         self.writer.write({**row, "time": {}})
+        self.evaluated = step
+        if FAILED in values:
+            self.failed_evaluations += 1
+            later = self.newest()
+            if step in self.checkpoints.steps():
+                run = shlex.quote(str(self.run.workdir))
+                later = f"evaluate --workdir={run} --checkpoint={step} makes up for it"
+            _warn(f"evaluating step {step} failed: {values[FAILED]}; training goes on; {later}")
+
+    def _measured(self, step: int) -> dict[str, float]:
+        self.run.faults.reach("evaluate", step)
+        return self.run.evaluate(self.state)
 
     def save(self) -> None:
         source = self.run.source
+        self.look()
         with (
             self.watch.measure("checkpoint"),
             self.watchdog.phase("checkpoint", int(self.state.step)),
@@ -345,10 +394,14 @@ class _Loop:
             }  # fmt: skip
             self.checkpoints.save(self.state, source.save(), meta, source.arrays())
 
-    def report_failed_saves(self) -> None:
-        """Say which saves failed, each by its own step. Raises CheckpointError after too many."""
+    def tell_failed_saves(self) -> None:
+        """Say which saves failed, each by its own step."""
         for failure in self.checkpoints.failures():
             _warn(f"saving step {failure.step} failed: {failure.reason}; {self.newest()}")
+
+    def report_failed_saves(self) -> None:
+        """`tell_failed_saves`. Raises CheckpointError after too many."""
+        self.tell_failed_saves()
         if self.checkpoints.failed_in_a_row >= FAILED_SAVES_LIMIT:
             raise CheckpointError(
                 f"{self.checkpoints.failed_in_a_row} saves in a row failed, the last at step "
@@ -384,32 +437,6 @@ def _check_room(folder: Path, state: TrainState, arrays: dict[str, np.ndarray]) 
         check_space(folder, nbytes((state, arrays)))
     except OSError as error:
         raise ConfigError(f"no room for a checkpoint: {error}") from None
-
-
-def check_identities(metrics: dict[str, Any], step: int) -> None:
-    """What must hold of a step's metrics whatever the parameters; waits for the device.
-
-    Every trajectory ends in <eos>, and the discounted value sums of complete trajectories telescope
-    to V(s_0) (SequenceMatch).
-
-    Raises:
-      AssertionError: one does not, so trajectories are cut or rows are out of order.
-    """
-    if "telescoping_gap" not in metrics:
-        return
-    cut = float(metrics["trajectories_cut"].value)
-    if cut:
-        raise AssertionError(
-            f"step {step}: {cut:.0f} trajectories are cut before <eos>; every trajectory must end "
-            "in its terminal state"
-        )
-    gap = float(metrics["telescoping_gap"].value)
-    scale = max(1.0, *(abs(float(metrics[f"value_start_{s}"].mean())) for s in ("data", "model")))
-    if not gap <= GAP_TOLERANCE * scale:
-        raise AssertionError(
-            f"step {step}: the value sum of a trajectory is {gap:.3g} away from V(s_0) (of size "
-            f"{scale:.3g}); its rows must be in order of time, from its start to its end"
-        )
 
 
 def _due(step: int, every: int) -> bool:

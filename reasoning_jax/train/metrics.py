@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 
-from reasoning_jax.durable import replace_text
 from reasoning_jax.objectives.masked import Sum
+from reasoning_jax.train.rows import drop_rows
 
 
 class MetricSums:
@@ -188,20 +188,3 @@ def plain_line(row: dict[str, Any], total_steps: int) -> str:
 
 def _cell(value: Any, style: str) -> str:
     return "" if value is None else format(value, style)
-
-
-def drop_rows(path: Path, first: int) -> None:
-    """Drop the rows of a JSONL file from step `first` on, which will be written again, and a torn
-    last line; replaces the file as a whole.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] < first:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))

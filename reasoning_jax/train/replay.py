@@ -37,7 +37,7 @@ def replay_step(run: Run, checkpoints: Checkpoints, step: int) -> Replayed:
         run.source.restore(place)
         run.source.restore_arrays(saved)
     except CheckpointError as error:
-        state = run.begin()
+        state = run.init()
         notes = (f"{str(error).splitlines()[0]}; beginning at the start",)
     began = int(state.step)
     while int(state.step) < step - 1:

@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "read_config",
     "read_tokenizer",
+    "read_tokenizer_file",
     "resize_vocab",
 ]
 
@@ -50,7 +51,7 @@ class Pretrained:
     """A model from a file. `params` are numpy arrays, or sharded jax arrays where a mesh was given.
 
     `tokenizer_json` is the text of a Hugging Face tokenizer.json; `chat_template` is Jinja text
-    from the weights' author. `source` is where all this was read.
+    from the weights' author. `source` is where all this was read, `notes` what to tell about it.
     """
 
     config: ModelConfig
@@ -61,6 +62,7 @@ class Pretrained:
     pad_id: int | None
     chat_template: str | None
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -113,7 +115,7 @@ def load(
     t = tokenizer
     return Pretrained(
         config, params, t.tokenizer_json, t.eos_id, t.bos_id, t.pad_id, t.chat_template,
-        opened.source,
+        opened.source, tensors.notes,
     )  # fmt: skip
 
 
@@ -125,6 +127,11 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def read_tokenizer(path: str | os.PathLike[str]) -> TokenizerFiles:
     """The tokenizer of what `load` would read. Reads no tensor. Raises WeightsError."""
     return _open(path).tokenizer()
+
+
+def read_tokenizer_file(path: str | os.PathLike[str]) -> TokenizerFiles:
+    """A tokenizer.json without weights, with what stands beside it. Raises WeightsError."""
+    return huggingface.read_tokenizer_file(Path(path))
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,12 @@ def check_shapes(
             shape = tensors.shapes.get(name)
             where = f"{', '.join(entry.specs)} of a model with {_dimensions(config)}"
             if shape is None:
+                tied = ""
+                if "unembedding" in entry.specs:
+                    tied = "; if the embeddings are tied, set tie_word_embeddings=true in config"
                 raise WeightsError(
                     f"{tensors.source}: tensor {name} {entry.shape} is missing; it holds {where}"
+                    f"{tied}"
                 )
             if tuple(shape) != entry.shape:
                 raise WeightsError(

@@ -8,6 +8,7 @@ the newer one. Nothing here reads a file.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Settings with one accepted meaning: key -> accepted values, where the key is present.
-_ANY_FAMILY = {"quantization_config": (None,), "partial_rotary_factor": (1,)}
+_ANY_FAMILY = {"quantization_config": (None,)}
 _ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
         **_ANY_FAMILY,
@@ -50,12 +51,35 @@ _ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "qwen2": {**_ANY_FAMILY, "hidden_act": ("silu", "swish")},
     "qwen3": {**_ANY_FAMILY, "hidden_act": ("silu", "swish"), "attention_bias": (False,)},
 }
-_ROPE_TYPES = ("default", "llama3")
-_ROPE_KEYS = {
-    "factor": "rope_factor", "low_freq_factor": "rope_low_frequency",
-    "high_freq_factor": "rope_high_frequency",
-    "original_max_position_embeddings": "rope_original_positions",
+# Keys that each kind of RoPE scaling has beside its type, and their fields of ModelConfig.
+_ORIGINAL = {"original_max_position_embeddings": "rope_original_positions"}
+_ROPE_KEYS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "rope_factor"},
+    "llama3": {
+        "factor": "rope_factor", "low_freq_factor": "rope_low_frequency",
+        "high_freq_factor": "rope_high_frequency", **_ORIGINAL,
+    },
+    "yarn": {
+        "factor": "rope_factor", "beta_fast": "rope_beta_fast", "beta_slow": "rope_beta_slow",
+        "attention_factor": "rope_attention_factor", "truncate": "rope_truncate", **_ORIGINAL,
+    },
 }  # fmt: skip
+# Read otherwise, or without effect.
+_ROPE_ALSO = {
+    "default": (),
+    "linear": (),
+    "llama3": (),
+    "yarn": ("mscale", "mscale_all_dim", "finetuned"),
+}
+# Without these keys a kind is not said; the others have a default.
+_ROPE_REQUIRED = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
+_FIELD_TYPES = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig)}
 
 
 def family_of(config: ModelConfig) -> str:
@@ -146,6 +170,7 @@ def _read_rope_model(values: Mapping[str, Any], family: str, source: str) -> dic
     layers = field(values, "num_hidden_layers", int, source)
     default_dim = 128 if family == "qwen3" else width // max(heads, 1)
     default_positions = 2048 if family == "llama" else 32_768
+    positions = field(values, "max_position_embeddings", int, source, default_positions)
     _refuse_sliding_windows(values, layers, source)
     return {
         "vocab_size": field(values, "vocab_size", int, source),
@@ -156,51 +181,100 @@ def _read_rope_model(values: Mapping[str, Any], family: str, source: str) -> dic
         "head_dim": field(values, "head_dim", int, source, default_dim),
         "d_ff": field(values, "intermediate_size", int, source),
         "norm_eps": field(values, "rms_norm_eps", float, source, 1e-6),
-        "max_positions": field(
-            values, "max_position_embeddings", int, source, default_positions
-        ),
+        "max_positions": positions,
         "tied_embeddings": field(values, "tie_word_embeddings", bool, source, False),
         "init_std": field(values, "initializer_range", float, source, 0.02),
-        **_read_rope(values, source),
-    }  # fmt: skip
+        **_read_rope(values, positions, source),
+    }
 
 
-def _read_rope(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _read_rope(values: Mapping[str, Any], positions: int, source: str) -> dict[str, Any]:
     """RoPE settings: `rope_theta` and `rope_scaling` (to transformers 4), `rope_parameters` (5)."""
+    merged = _merged_rope(values, source)
+    kind = field(merged, "rope_type", str, source, "default")
+    if kind not in _ROPE_KEYS:
+        raise WeightsError(
+            f"{source}: RoPE scaling of type {short(kind)} is not known; known: "
+            f"{', '.join(_ROPE_KEYS)}"
+        )
+    also = ("rope_type", "rope_theta", "partial_rotary_factor", *_ROPE_ALSO[kind])
+    for key, value in merged.items():
+        whole = key != "partial_rotary_factor" or (type(value) in (int, float) and value == 1)
+        if key not in (*_ROPE_KEYS[kind], *also) or not whole:
+            raise WeightsError(
+                f"{source}: the RoPE setting {short(key)}={short(value)} cannot be honoured with "
+                f"type {kind!r}"
+            )
+    rope: dict[str, Any] = {"rope_theta": field(merged, "rope_theta", float, source, 10_000.0)}
+    where = f"{source}: {kind} RoPE scaling"
+    for key in _ROPE_REQUIRED[kind]:
+        field(merged, key, float, where)
+    if "rope_original_positions" in _ROPE_KEYS[kind].values():
+        merged.setdefault("original_max_position_embeddings", positions)
+    for key, name in _ROPE_KEYS[kind].items():
+        if key in merged:
+            rope[name] = field(merged, key, _FIELD_TYPES[name], where)
+    if kind == "yarn":
+        original = rope["rope_original_positions"]
+        if original < 1:
+            raise WeightsError(f"{where}: original_max_position_embeddings={original} is below 1")
+        rope.setdefault("rope_factor", positions / original)
+        rope |= _yarn_attention(merged, rope["rope_factor"], where)
+    if kind != "default" and (rope["rope_factor"] != 1.0 or rope.get("rope_attention_factor")):
+        return {**rope, "rope_scaling": kind}
+    return {"rope_theta": rope["rope_theta"]}
+
+
+def _merged_rope(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The RoPE settings of all the places that may have them, without nulls; "type" is called
+    "rope_type".
+    """
     merged: dict[str, Any] = {}
-    for name in ("rope_theta", "rope_scaling", "rope_parameters"):
+    for name in ("rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters"):
         part = values.get(name)
         if part is None:
             continue
-        if name == "rope_theta":
-            part = {"rope_theta": part}
+        if name in ("rope_theta", "partial_rotary_factor"):
+            part = {name: part}
         if not isinstance(part, Mapping):
             raise WeightsError(f"{source}: {name} must be an object, got {short(part)}")
-        part = {"rope_type" if key == "type" else key: value for key, value in part.items()}
-        for key, value in part.items():
+        for spelt, value in part.items():
+            key = "rope_type" if spelt == "type" else spelt
+            if value is None:
+                continue
             if merged.setdefault(key, value) != value:
                 raise WeightsError(
                     f"{source}: {name} says {key}={short(value)}, elsewhere {key}="
                     f"{short(merged[key])}; keep one of them"
                 )
-    kind = field(merged, "rope_type", str, source, "default")
-    if kind not in _ROPE_TYPES:
+    # Phi-3's place for it, which transformers reads for every family.
+    key = "original_max_position_embeddings"
+    outside = values.get(key)
+    if merged.get("rope_type") not in ("llama3", "yarn") or outside is None:
+        return merged
+    if merged.setdefault(key, outside) != outside:
         raise WeightsError(
-            f"{source}: RoPE scaling of type {short(kind)} is not known; known: "
-            f"{', '.join(_ROPE_TYPES)}"
+            f"{source}: {key}={short(outside)}, but the RoPE settings say {short(merged[key])}; "
+            "keep one of them"
         )
-    known = {"rope_type", "rope_theta", "partial_rotary_factor", *_ROPE_KEYS}
-    for key, value in merged.items():
-        if key not in known or (key == "partial_rotary_factor" and value != 1):
-            raise WeightsError(
-                f"{source}: the RoPE setting {short(key)}={short(value)} cannot be honoured"
-            )
-    rope: dict[str, Any] = {"rope_theta": field(merged, "rope_theta", float, source, 10_000.0)}
-    if kind == "llama3":
-        kinds = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig)}
-        for key, name in _ROPE_KEYS.items():
-            rope[name] = field(merged, key, kinds[name], f"{source}: llama3 RoPE scaling")
-    return rope
+    return merged
+
+
+def _yarn_attention(merged: Mapping[str, Any], factor: float, where: str) -> dict[str, float]:
+    """The factor of cosine and sine, where it is not what YaRN's own rule gives."""
+    given = field(merged, "attention_factor", float, where, None)
+    if given is not None and given <= 0:
+        raise WeightsError(f"{where}: attention_factor must be above 0, got {given}")
+    mscale, of_all = (field(merged, k, float, where, 0.0) for k in ("mscale", "mscale_all_dim"))
+    if given is not None or not (mscale and of_all):
+        return {}
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
+
+    if scale(mscale) <= 0 or scale(of_all) <= 0:
+        raise WeightsError(f"{where}: mscale={mscale} and mscale_all_dim={of_all} give no factor")
+    return {"rope_attention_factor": scale(mscale) / scale(of_all)}
 
 
 def _refuse_sliding_windows(values: Mapping[str, Any], layers: int, source: str) -> None:
@@ -245,10 +319,6 @@ def to_config_json(config: ModelConfig, family: str, dtype: str) -> dict[str, An
             "layer_norm_epsilon": config.norm_eps,
             "activation_function": "gelu_new",
         }
-    scaling = None
-    if config.rope_factor != 1.0:
-        scaling = {"rope_type": "llama3"}
-        scaling |= {key: getattr(config, name) for key, name in _ROPE_KEYS.items()}
     return {
         "architectures": [f"{family.capitalize()}ForCausalLM"],
         **shared,
@@ -262,8 +332,18 @@ def to_config_json(config: ModelConfig, family: str, dtype: str) -> dict[str, An
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
+        "rope_scaling": _rope_scaling(config),
     }
+
+
+def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
+    if config.rope_factor == 1.0 and not config.rope_attention_factor:
+        return None
+    kind = config.rope_scaling
+    scaling = {key: getattr(config, name) for key, name in _ROPE_KEYS[kind].items()}
+    if not config.rope_attention_factor:
+        scaling.pop("attention_factor", None)  # by YaRN's own rule
+    return {"rope_type": kind, **scaling}
 
 
 def checked(values: Mapping[str, Any], source: str) -> ModelConfig:
@@ -275,9 +355,12 @@ def checked(values: Mapping[str, Any], source: str) -> ModelConfig:
     config = ModelConfig(**values)
     for f in dataclasses.fields(ModelConfig):
         value, low, high = getattr(config, f.name), f.metadata.get("low"), f.metadata.get("high")
+        above = f.metadata.get("above")
         low = 1 if f.name == "vocab_size" else low
         if (low is not None and value < low) or (high is not None and value > high):
             raise WeightsError(f"{source}: {f.name}={value} is outside [{low}, {high or 'inf'}]")
+        if above is not None and value <= above:
+            raise WeightsError(f"{source}: {f.name}={value} must be above {above}")
     if config.n_heads % config.n_kv_heads:
         raise WeightsError(
             f"{source}: {config.n_kv_heads} key/value heads do not divide {config.n_heads} heads"
@@ -289,4 +372,12 @@ def checked(values: Mapping[str, Any], source: str) -> ModelConfig:
             f"{source}: high_freq_factor={config.rope_high_frequency} must be above "
             f"low_freq_factor={config.rope_low_frequency}"
         )
+    if config.rope_scaling == "yarn":
+        if config.rope_beta_fast < config.rope_beta_slow:
+            raise WeightsError(
+                f"{source}: beta_fast={config.rope_beta_fast} must not be below beta_slow="
+                f"{config.rope_beta_slow}"
+            )
+        if config.rope_theta == 1.0:
+            raise WeightsError(f"{source}: yarn RoPE scaling needs rope_theta above 1, got 1.0")
     return config

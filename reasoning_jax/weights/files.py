@@ -54,12 +54,12 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """UTF-8 text of at most `max_bytes`. Raises WeightsError."""
+    """UTF-8 text of at most `max_bytes`, without a byte order mark. Raises WeightsError."""
     try:
         size = path.stat().st_size
         if size > max_bytes:
             raise WeightsError(f"{path}: {size:,} bytes; at most {max_bytes:,} are read")
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or 'cannot be read'}") from None
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ nothing here writes.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -165,10 +166,16 @@ class GgufFile:
         with np.errstate(all="ignore"):
             return kind.dequantise(blocks).reshape(info.shape)
 
-    def check_types(self) -> None:
-        """Raises WeightsError naming the first tensor of a type that is not read."""
+    def is_read(self, tensor: TensorInfo) -> bool:
+        """Whether the values of a tensor of this type can be read."""
+        return tensor.type in _TYPES
+
+    def check_types(self, ignored: str) -> None:
+        """Raises WeightsError naming the first tensor of a type that is not read, unless its whole
+        name matches the expression `ignored`.
+        """
         for name, info in self.tensors.items():
-            if info.type not in _TYPES:
+            if info.type not in _TYPES and not re.fullmatch(ignored, name):
                 kind = _UNREAD_TYPES.get(info.type, f"number {info.type}")
                 raise WeightsError(
                     f"{self.source}: tensor {short(name)} is of type {kind}; read are "

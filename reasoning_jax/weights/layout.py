@@ -55,11 +55,15 @@ Layout = Mapping[str, Stored]
 
 @dataclass(frozen=True)
 class Tensors:
-    """Named tensors of a file or folder. Shapes come from headers; only `read` allocates."""
+    """Named tensors of a file or folder. Shapes come from headers; only `read` allocates.
+
+    `notes` say how stored names differ from those of the tables.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     source: str
+    notes: tuple[str, ...] = ()
 
 
 _ATTENTION, _MLP = "layers/attention", "layers/mlp"

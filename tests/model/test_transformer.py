@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reasoning_jax.config import ConfigError, LoraConfig
-from reasoning_jax.model import attention, lora, readout, spec, transformer
+from reasoning_jax.model import attention, lora, readout, rope, spec, transformer
 from reasoning_jax.model import cache as kv
 from tests.small import LLAMA, MODELS, apply, init, random_tree
 
@@ -184,8 +184,8 @@ def test_llama3_rope_scaling_limits():
     config = dataclasses.replace(
         LLAMA, head_dim=64, rope_factor=8.0, rope_original_positions=256, rope_theta=500_000.0
     )
-    plain = transformer.rope_frequencies(dataclasses.replace(config, rope_factor=1.0))
-    scaled = transformer.rope_frequencies(config)
+    plain = rope.frequencies(dataclasses.replace(config, rope_factor=1.0))
+    scaled = rope.frequencies(config)
     wavelength = 2 * np.pi / plain
     fast, slow = wavelength < 256 / 4, wavelength > 256 / 1
     assert fast.any()

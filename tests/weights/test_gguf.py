@@ -95,7 +95,7 @@ def test_llama3_scaling_is_recognised_in_its_table(tmp_path):
     [
         ({"general.architecture": "gemma"}, "'gemma' is unknown; known: gpt2, llama"),
         ({"llama.expert_count": 8}, "'expert_count'=8 cannot be honoured; wanted 0"),
-        ({"llama.rope.scaling.type": "yarn"}, "'rope.scaling.type'='yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "'rope.scaling.type'='longrope'"),
         ({"llama.rope.dimension_count": 4}, "'rope.dimension_count'=4 .* wanted 8"),
         ({"llama.attention.value_length": 4}, "'attention.value_length'=4"),
         ({"llama.attention.sliding_window": 4}, "'attention.sliding_window'=4"),

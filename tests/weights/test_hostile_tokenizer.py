@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from reasoning_jax import tokenizer_json, weights
-from reasoning_jax.vocab import TokenizerCodec, VocabError, load_tokenizer
+from reasoning_jax.tokenizer_json import TokenizerError, frame, parse_tokenizer_json
+from reasoning_jax.vocab import TokenizerCodec, VocabError
 from reasoning_jax.weights import WeightsError
 from tests.weights.support import GOLDEN, TOKENIZER
 from tests.weights.test_hostile import mutate_json
@@ -154,9 +155,10 @@ def use(text):
         return "refused" if len(str(error)) < 600 else "too many words"
     assert codec.size <= len(text)
     codec.special_ids()
+    with contextlib.suppress(TokenizerError):
+        frame(parse_tokenizer_json(text))
     for sample in TEXTS:
         try:
-            codec.begins_with(0)
             ids = codec.encode(sample)
             codec.decode(ids)
             codec.decode(range(codec.size))
@@ -238,7 +240,7 @@ def test_what_would_swell_or_panic_is_refused(values, said):
     ("values", "use_it"),
     [
         ({"pre_tokenizer": split({"Regex": "(a+)+$"})}, lambda c: c.encode("a" * 40 + "!")),
-        ({"post_processor": PARTS["post_processor"][0]}, lambda c: c.begins_with(0)),
+        ({"model": {**WORDS, "unk_token": "none"}}, lambda c: c.encode("a c")),
     ],
 )
 def test_a_panic_in_use_is_a_refusal(values, use_it):
@@ -314,5 +316,5 @@ def test_an_index_reads_nothing_outside_its_folder(folder, tmp_path):
 def test_a_tokenizer_file_that_is_no_text_is_refused(tmp_path):
     for content in (b"", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"\0" * 99, b"null", b"3"):
         (tmp_path / "t.json").write_bytes(content)
-        with pytest.raises(VocabError):
-            load_tokenizer(tmp_path / "t.json")
+        with pytest.raises((VocabError, WeightsError)):
+            TokenizerCodec(weights.read_tokenizer_file(tmp_path / "t.json").tokenizer_json)

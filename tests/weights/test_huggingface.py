@@ -130,7 +130,7 @@ def test_special_ids_and_template(tmp_path):
         eos_id=3, chat_template=model.chat_template,
     )  # fmt: skip
     again = weights.read_tokenizer(exported)
-    assert again == dataclasses.replace(files, bos_id=None, pad_id=None, rows=4)
+    assert again == dataclasses.replace(files, bos_id=None, pad_id=None, rows=4, notes=())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,12 @@ CONFIGS = [
     ("llama", {"mlp_bias": True}, "mlp_bias=True"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='default'"),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not known"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        "'dynamic' is not known; known: default, linear, llama3, yarn",
+    ),
+    ("llama", {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "'longrope' is not"),
     ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
     ("llama", {"rope_theta": 1e4}, "rope_theta=30000.0, elsewhere rope_theta=10000.0"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'=0.5"),
