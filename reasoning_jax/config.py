@@ -114,10 +114,14 @@ class WeightsConfig:
     `backspace_probability`: a new output row of <backspace>, in these weights or in those of
     `start.run`, starts with about this probability (on a few training examples); 0 leaves it the
     mean of all rows.
+    `latent_rows`: the rows that new <bot>, <eot> and <latent> start with, in embedding and
+    unembedding: the "mean" of all, or that of the one token of a text, as "<<" in the published
+    Coconut code.
     """
 
     path: str = ""
     backspace_probability: float = number(0.001, 0.0, below=1.0)
+    latent_rows: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -280,7 +284,10 @@ class WatchdogConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. Actions that tie at
+    the border of top_k or top_p are all kept. These settings are of `sample`, `evaluate` and the
+    evaluations of `train`; rollouts have a temperature of their own (`replay.temperature`) and no
+    filters.
 
     `max_actions` counts everything executed, backspaces too; `max_new_tokens` bounds how much
     visible text there can be beyond the prompt (0: max_actions). At either limit <eos> is forced.

@@ -26,6 +26,7 @@ from reasoning_jax.config import (
 )
 from reasoning_jax.config_check_objectives import check_latent, check_sequencematch
 from reasoning_jax.config_fields import SHOWN, article, as_tuple, int_hint, nearest_name, show
+from reasoning_jax.config_unread import check_read
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -165,13 +166,20 @@ def validate(config: Config) -> None:
                 )
     elif not config.start.run:  # Else values that are not that run's are found by commands.start.
         _check_architecture(model)
-        if config.weights != WeightsConfig():
-            raise ConfigError(
-                f"weights.backspace_probability={config.weights.backspace_probability} has no "
-                "effect without weights.path or start.run; give one, or leave it out"
-            )
+        for name in ("backspace_probability", "latent_rows"):
+            value = getattr(config.weights, name)
+            if value != getattr(WeightsConfig(), name):
+                raise ConfigError(
+                    f"weights.{name}={show(value)} has no effect without weights.path or "
+                    "start.run; give one, or leave it out"
+                )
         if config.vocab.kind == "weights":
             raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
+    if config.weights.latent_rows != WeightsConfig().latent_rows and not config.vocab.latent:
+        raise ConfigError(
+            f"weights.latent_rows={show(config.weights.latent_rows)} has no effect without "
+            "vocab.latent=True; set it, or leave latent_rows out"
+        )
     tokenizer, path = config.vocab.kind == "tokenizer", config.vocab.path
     if tokenizer != bool(path) and not (tokenizer and config.start.run):
         raise ConfigError(
@@ -225,6 +233,7 @@ def validate(config: Config) -> None:
             f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect "
             f'on objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
         )
+    check_read(config)
     check_sequencematch(config)
     check_latent(config)
     _check_attention(config)

@@ -82,10 +82,11 @@ class ReplayConfig:
 
     capacity_rollouts: 0 keeps 16 batches. Every `sample_every_steps`, `refresh_rollouts` (0: one
     batch) are sampled with the current parameters, train.batch_rows at a time, at `temperature`,
-    until data.seq_len rows are full. `noise_rate`: how often a chosen token is replaced by a noise
-    token, as in noised data. `prefix_tokens`: up to that many tokens of the true response are given
-    after the prompt. `paired_prompts`: the data of a step are those of the same prompts as its
-    rollouts.
+    until data.seq_len rows are full. Filters of `sampling` do not apply: the values in the loss are
+    over all actions, so each of them must have a chance. `noise_rate`: how often a chosen token is
+    replaced by a noise token, as in noised data. `prefix_tokens`: up to that many tokens of the
+    true response are given after the prompt. `paired_prompts`: the data of a step are those of the
+    same prompts as its rollouts.
     """
 
     capacity_rollouts: int = number(0, 0)

@@ -455,9 +455,9 @@ def grouped(words):
 TIED = {
     "model.d_model", "model.n_heads", "model.n_kv_heads", "model.head_dim", "model.d_ff",
     "model.rope_low_frequency", "model.rope_high_frequency", "weights.path", "vocab.kind",
-    "start.run", "start.step",
-    "weights.backspace_probability", "vocab.path", "vocab.backspace", "vocab.latent", "data.source",
-    "data.path", "data.validation_path", "data.window_chars", "data.reshuffle_edges",
+    "start.run", "start.step", "weights.backspace_probability", "weights.latent_rows",
+    "vocab.path", "vocab.backspace", "vocab.latent", "data.source", "data.path",
+    "data.validation_path", "data.window_chars", "data.reshuffle_edges",
     "data.pack_examples", "data.with_steps", "noise.rate", "objective.name", "objective.layout",
     "objective.p2_rows", "objective.unlikelihood_weight", "optimizer.accumulate",
     "optimizer.warmup_steps", "optimizer.freeze", "train.batch_rows", "train.steps", "lora.rank",

@@ -182,7 +182,8 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 FLOORS = (
     ("config_fields", "tokenizer_json", "backspace", "durable", "fingerprint"), ("vocab",),
     ("config_objectives", "exit_codes", "paths"), ("config",),
-    ("config_check_objectives", "sharding", "sweep"), ("config_check", "config_file"),
+    ("config_check_objectives", "config_unread", "sharding", "sweep"),
+    ("config_check", "config_file"),
     ("tasks",), ("model",), ("objectives",), ("weights",), ("preflight",), ("decoding",), ("data",),
     ("evaluate",), ("rl",), ("train",), ("analysis",), ("report",), ("commands",),
     ("command_line",), ("main",),

@@ -19,6 +19,7 @@ import pytest
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
 from reasoning_jax.config_check_objectives import LATENT_MODES
+from reasoning_jax.config_unread import UNREAD
 
 MAX_LINES = 6
 
@@ -757,10 +758,15 @@ def random_config(rng):
     if get("vocab.kind") == "weights":
         changes = {k: v for k, v in changes.items() if k[6:] not in C.ARCHITECTURE_FIELDS}
         changes["weights.path"] = "smollm2"
+        if "weights.latent_rows" in changes:
+            changes["vocab.latent"] = True
     elif rng.random() < 0.2:
         changes |= {"start.run": "runs/first", "start.step": rng.randint(-1, 9)}
+        if "weights.latent_rows" in changes:
+            changes["vocab.latent"] = True
     else:
         changes.pop("weights.backspace_probability", None)
+        changes.pop("weights.latent_rows", None)
         for name, parts in (("n_kv_heads", tensor), ("d_ff", tensor), ("d_model", fsdp)):
             changes[f"model.{name}"] = parts * rng.randint(1, 50)
         changes["model.n_heads"] = get("model.n_kv_heads") * rng.randint(1, 4)
@@ -782,7 +788,31 @@ def random_config(rng):
     changes["evaluate.pass_at_k"] = tuple(sorted({1, k}))
     if rng.random() < 0.5:
         changes |= {"task.name": "countdown", "task.max_numbers": 5, "task.forms": ("a", "b")}
+    for keys, other, values in UNREAD:
+        if get(other) in values:
+            changes = {k: v for k, v in changes.items() if k not in keys}
     return changes
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "value"),
+    [(key, other, v) for keys, other, values in UNREAD for key in keys for v in values],
+)
+def test_a_key_that_nothing_would_read_is_refused(key, other, value):
+    """Catches: top_p beside contrastive search, eps of an optimizer that has none: set, and no
+    word that they do nothing.
+    """
+    f, kind = LEAVES[key]
+    low = f.metadata.get("low") or f.metadata.get("above") or 0.0
+    number = 2 if kind is int else (low + 0.25)
+    away = {bool: True, tuple[int, ...]: (2,)}.get(kind, number)
+    beside = {other: value, "data.path": "" if (other, value) != ("data.source", "text") else "x"}
+    if value in ("jsonl", "tfds"):
+        beside["data.path"] = "x"
+    with pytest.raises(C.ConfigError) as refused:
+        K.from_dict(nested({**beside, key: away}))
+    said = str(refused.value)
+    assert said.startswith(f"{key}={away!r} has no effect with {other}={value!r}; leave it at ")
 
 
 def same_after_round_trips(c):

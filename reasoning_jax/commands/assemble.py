@@ -14,13 +14,13 @@ from typing import Any
 
 from reasoning_jax import vocab as vocabularies
 from reasoning_jax.commands import start as starts
+from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
     Config,
     ConfigError,
     DataConfig,
     ModelConfig,
-    SamplingConfig,
 )
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.curriculum import MODES, Curriculum, RowPlan, StagedEncoder
@@ -135,10 +135,11 @@ def assemble(
     task = task_of(config) if with_data else None
     model = config.model
     if config.weights.path or config.start.run:
-        read = saved_model or (start.model if start else _read_model(config))
+        read = saved_model or (start.model if start else starts.read_model(config))
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
     if vocab is None:
         vocab, notes = _vocab(config, task, model)
+    starts.latent_rows(config, vocab)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
@@ -156,6 +157,7 @@ def assemble(
             f"data.seq_len={config.data.seq_len} is beyond model.max_positions="
             f"{model.max_positions}"
         )
+    notes += row_note(model, config.data.seq_len)
     if config.objective.name == "bc" and vocab.backspace_id is None:
         raise ConfigError('objective.name="bc" needs vocab.backspace=True')
     units = task.noise_units() if task is not None else ()
@@ -171,15 +173,6 @@ def assemble(
     if with_data:
         _try_out(assembly)
     return assembly
-
-
-def _read_model(config: Config) -> ModelConfig:
-    """The architecture of a run that begins from another place than its own parameters."""
-    if config.start.run:
-        return starts.read_start(config).model
-    from reasoning_jax import weights
-
-    return weights.read_config(config.weights.path)
 
 
 def window_chars(config: Config) -> int:
@@ -229,17 +222,6 @@ def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
     assert task is not None
     size = data.train_problems if split == "train" else _HELD_OUT
     return TaskSource(task, split, size)
-
-
-def check_room(model: ModelConfig, sampling: SamplingConfig, prompt_tokens: int) -> None:
-    """Refuse what would need more positions than a model with learned ones has."""
-    more = min(sampling.max_actions, sampling.max_new_tokens or sampling.max_actions)
-    if model.position == "learned" and prompt_tokens + more > model.max_positions:
-        raise ConfigError(
-            f"a prompt of {prompt_tokens} tokens and {more} new ones are beyond the "
-            f"{model.max_positions} positions of the model; shorten the prompt or lower "
-            "--config.sampling.max_new_tokens"
-        )
 
 
 def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
@@ -411,6 +393,7 @@ def evaluation_items(
     source = assembly.examples(split)
     encoder = assembly.encoder
     items: list[Any] = []
+    most = 0
     for i in range(min(count, len(source))):
         example = source[i]
         options, before_answer = (), ()
@@ -433,6 +416,7 @@ def evaluation_items(
         # The longest corrupted prompt: all of the response but <eos>, and the wrong tokens.
         longest = len(prompt_ids) + (len(response_ids) - 1 + wrong if wrong else 0)
         check_room(assembly.model, assembly.config.sampling, longest)
+        most = max(most, longest)
         items.append(
             EvaluationItem(
                 tuple(prompt_ids),
@@ -443,6 +427,7 @@ def evaluation_items(
                 before_answer,
             )
         )
+    tell_beyond(assembly.model, assembly.config.sampling, most, assembly.config.data.seq_len)
     return items
 
 
@@ -484,6 +469,7 @@ def text_windows(assembly: Assembly, split: str, count: int) -> list[list[int]]:
             f"windows of {max(map(len, windows))} tokens; lower it"
         )
     check_room(assembly.model, config.sampling, given)
+    tell_beyond(assembly.model, config.sampling, given, config.data.seq_len)
     return windows
 
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reasoning_jax import weights
 from reasoning_jax.commands import runfolder
-from reasoning_jax.commands.start import start_model
+from reasoning_jax.commands.start import read_model
 from reasoning_jax.config import Config, ConfigError, ModelConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices, from_dict
 from reasoning_jax.config_fields import flat, show
@@ -48,7 +47,7 @@ def _model(config: Config, workdir: Path | None) -> ModelConfig:
     own = runfolder.read_model(workdir) if workdir is not None else None
     if own is not None:
         return own
-    return start_model(config) if config.start.run else weights.read_config(config.weights.path)
+    return read_model(config)
 
 
 def _mesh_lines(config: Config, workdir: Path | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from reasoning_jax import sharding
 from reasoning_jax.commands.assemble import Assembly
-from reasoning_jax.commands.start import Start, read_start
+from reasoning_jax.commands.start import Start, latent_rows, read_start
 from reasoning_jax.config import ConfigError, ModelConfig
 from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
@@ -23,6 +23,7 @@ from reasoning_jax.train import state as states
 from reasoning_jax.train.checkpoint import Checkpoints
 from reasoning_jax.vocab import BACKSPACE, TokenizerCodec, extend_pretrained
 from reasoning_jax.weights import resize_vocab
+from reasoning_jax.weights.resize import VOCAB_AXIS, fill_rows
 
 # Training examples over whose states a new row's probability is set.
 _SAMPLE = 8
@@ -38,7 +39,10 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     config = assembly.config
     if config.start.run:
         start = assembly.start or read_start(config)
-        params = load_start(start, assembly.model, mesh)
+        old = start.vocab.specials.values()
+        copies = latent_rows(config, assembly.vocab)
+        copies = {row: other for row, other in copies.items() if row not in old}
+        params = load_start(start, assembly.model, mesh, copies)
         is_new = BACKSPACE not in start.vocab.specials
     elif config.weights.path:
         from reasoning_jax import weights
@@ -48,6 +52,7 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
             param_dtype=config.model.param_dtype,
             mesh=mesh,
             vocab_rows=assembly.vocab.size,
+            copied_rows=latent_rows(config, assembly.vocab),
         )
         for note in loaded.notes:
             print(note, file=sys.stderr)
@@ -67,10 +72,15 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     return with_backspace_row(params, assembly.model, tokens, row, wanted, mesh)
 
 
-def load_start(start: Start, model: ModelConfig, mesh: jax.sharding.Mesh) -> spec.Params:
+def load_start(
+    start: Start,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    copies: Mapping[int, int | None],
+) -> spec.Params:
     """The parameters of a step of another run as those of `model`: adapters merged, rows for what
-    the vocabulary has more (each table's mean row), in the types and shards of the new run. Says
-    what of them cannot be verified. Needs the mesh in context.
+    the vocabulary has more (each table's mean row; `copies` as `weights.load` takes them), in the
+    types and shards of the new run. Says what cannot be verified. Needs the mesh in context.
 
     Raises:
       CheckpointError: the step cannot be restored.
@@ -94,6 +104,14 @@ def load_start(start: Start, model: ModelConfig, mesh: jax.sharding.Mesh) -> spe
         )
     if model.vocab_size != start.model.vocab_size:
         params, _ = resize_vocab(params, start.model, model.vocab_size)
+    if copies:
+        flat = spec.flatten(params)
+        for path, axis in VOCAB_AXIS.items():
+            if path in flat:
+                table = np.array(flat[path])
+                fill_rows(table, axis, copies, start.model.vocab_size)
+                flat[path] = table
+        params = spec.unflatten(flat)
     placed = spec.shardings(transformer.param_specs(model), mesh)
     kind = jnp.dtype(model.param_dtype)
     return jax.tree.map(lambda x, s: jax.device_put(x.astype(kind), s), params, placed)

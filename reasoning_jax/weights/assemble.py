@@ -21,7 +21,7 @@ from reasoning_jax.model.spec import Params, ParamSpec, flatten, shardings, unfl
 from reasoning_jax.model.transformer import param_specs
 from reasoning_jax.weights.files import WeightsError, short
 from reasoning_jax.weights.layout import Layout, Stored, Tensors
-from reasoning_jax.weights.resize import VOCAB_AXIS, grow
+from reasoning_jax.weights.resize import VOCAB_AXIS, fill_rows, grow
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -116,9 +116,12 @@ def assemble(
     param_dtype: str,
     mesh: Mesh | None = None,
     vocab_rows: int | None = None,
+    copied_rows: Mapping[int, int | None] | None = None,
     check_finite: bool = False,
 ) -> Params:
     """The parameter tree, after `check_shapes` has passed. Leaves are made and placed one by one.
+
+    `vocab_rows` and `copied_rows` are those of `weights.load`.
 
     Without a mesh leaves are numpy arrays; with one, jax arrays in their shards. On several hosts
     every one reads all tensors and keeps its shards.
@@ -144,6 +147,8 @@ def assemble(
             leaf = leaves.pop(path)
             if vocab_rows is not None and path in VOCAB_AXIS:
                 leaf = grow(leaf, VOCAB_AXIS[path], vocab_rows)
+            if copied_rows and path in VOCAB_AXIS:
+                fill_rows(leaf, VOCAB_AXIS[path], copied_rows, config.vocab_size)
             if mesh is not None:
                 leaf = jax.make_array_from_callback(leaf.shape, placement[path], leaf.__getitem__)
             params[path] = leaf

@@ -71,6 +71,25 @@ def grow(leaf: np.ndarray, axis: int, rows: int, init_rows: Any = None) -> np.nd
     return np.concatenate([leaf, new], axis=axis)
 
 
+def fill_rows(leaf: np.ndarray, axis: int, copies: Mapping[int, int | None], stored: int) -> None:
+    """Set entries of `leaf` along `axis`, in place: to another entry, or for None to the mean of
+    the first `stored`.
+
+    Raises:
+      WeightsError: an entry to copy that is not among those.
+    """
+    table = np.moveaxis(leaf, axis, 0)
+    for row, other in copies.items():
+        if not 0 <= row < len(table):
+            raise WeightsError(f"row {row} is none of the {len(table)} of the vocabulary")
+        if other is None:
+            table[row] = table[:stored].mean(0, dtype=np.float32)
+        elif 0 <= other < stored:
+            table[row] = table[other]
+        else:
+            raise WeightsError(f"row {other} cannot be copied; the weights have {stored}")
+
+
 def _grow_like(leaf: Any, path: str, rows: int, init_rows: Any) -> Any:
     """`grow` for a numpy or a jax array; the latter keeps its mesh."""
     grown = grow(np.asarray(leaf), VOCAB_AXIS[path], rows, init_rows)

@@ -160,7 +160,7 @@ def test_the_new_run_computes_what_the_first_one_did(name, tmp_path):
     first, params = opened(tmp_path / "first", first_config)
     config = tiny_run(
         start={"run": str(tmp_path / "first")}, vocab={"latent": True},
-        weights={"backspace_probability": 0.0},
+        weights={"backspace_probability": 0.0, "latent_rows": "+"},
     )  # fmt: skip
     config = dataclasses.replace(config, model=type(config.model)())
     second = assemble(config)
@@ -183,10 +183,11 @@ def test_the_new_run_computes_what_the_first_one_did(name, tmp_path):
     np.testing.assert_allclose(
         after[..., : first.vocab.size], before, rtol=tolerance, atol=tolerance
     )
-    # New rows are the mean of the others.
+    # A new row is the mean of the others, or what it was to be.
     rows = plain["embedding"]["tokens"]
-    mean = rows[: first.vocab.size].mean(0)[None].repeat(4, 0)
-    np.testing.assert_allclose(rows[first.vocab.size :], mean, atol=1e-3)
+    new = rows[first.vocab.size :]
+    np.testing.assert_allclose(new[0], rows[: first.vocab.size].mean(0), atol=1e-3)
+    np.testing.assert_array_equal(new[1:], rows[first.vocab.encode("+")].repeat(3, 0))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""top-k, min-p, top-p and temperatures: against plain numpy, on every mesh, in every combination."""
+"""top-k, min-p, top-p and temperatures: as sorting by hand has them, and on every mesh."""
 
 import dataclasses
 import itertools
