@@ -1,6 +1,7 @@
 """A run goes on without what it was made of, and knows a source by its contents, wherever it is."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from reasoning_jax import main
-from reasoning_jax.commands import runfolder, sources
+from reasoning_jax.commands import runfolder, sources, sweep
 from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
 
@@ -289,6 +290,8 @@ def test_files_that_nobody_reads_are_no_part_of_a_source(tmp_path):
 def test_a_run_that_saved_nothing_still_needs_what_it_begins_from(tmp_path):
     place = write(tmp_path / "w.gguf")
     config = described(tmp_path / "run", steps=False, weights={"path": str(place)})
+    # It has logged a step, and was killed before a save.
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
     place.rename(tmp_path / "moved.gguf")
     with pytest.raises(ConfigError, match=r"no checkpoint yet[\s\S]*--config.weights.path=PATH"):
         sources.settle(config, tmp_path / "run", sources.TRAIN)
@@ -324,6 +327,25 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "_LARGE", 3)
     assert settle(place).differing
     assert "GiB of data.path" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_data_have_moved_is_the_same_sweep(tmp_path):
+    """Catches: the place of data taken for what makes a sweep another one; other data mixed in."""
+    place = write(tmp_path / "data.jsonl")
+    config = described(tmp_path / "a", data={"source": "jsonl", "path": str(place)})
+    runs = [sweep.SweepRun("a", config), sweep.SweepRun("b", dataclasses.replace(config, seed=1))]
+    sweep._write(runs, tmp_path)
+    place.rename(tmp_path / "moved.jsonl")
+
+    def again(path):
+        moved = [run._replace(config=at(run.config, "data.path", path)) for run in runs]
+        sweep.check_sweep(moved, tmp_path)
+
+    again(tmp_path / "moved.jsonl")
+    with pytest.raises(ConfigError, match="other contents"):
+        again(write(tmp_path / "other.jsonl", "two"))
+    with pytest.raises(ConfigError, match="has changed"):
+        sweep.check_sweep([runs[0], runs[1]._replace(config=config)], tmp_path)
 
 
 def test_damaged_records_are_told(tmp_path):

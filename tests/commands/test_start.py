@@ -5,7 +5,10 @@ import dataclasses
 import fcntl
 import io
 import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,7 @@ from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from reasoning_jax.train.state import TrainState, state_specs
 from tests.small import random_tree, tiny_run
 
+ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
 from reasoning_jax import config as rc
 from reasoning_jax.sweep import sweep
@@ -187,7 +191,8 @@ def test_the_new_run_computes_what_the_first_one_did(name, tmp_path):
     rows = plain["embedding"]["tokens"]
     new = rows[first.vocab.size :]
     np.testing.assert_allclose(new[0], rows[: first.vocab.size].mean(0), atol=1e-3)
-    np.testing.assert_array_equal(new[1:], rows[first.vocab.encode("+")].repeat(3, 0))
+    plus = first.vocab.encode("+")[0]
+    np.testing.assert_array_equal(new[1:], rows[plus][None].repeat(3, 0))
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +342,37 @@ def test_a_run_may_start_from_one_that_started_from_another(first, tmp_path):
     assert last.vocab.size == assemble(starting(first)).vocab.size + 3
     with pytest.raises(ConfigError, match='of kind "char"'):
         assemble(starting(tmp_path, vocab={"kind": "word"}))
+
+
+# The commands of the page, cut down; what they do is not.
+_SHRUNK = {
+    "train": [
+        "--config.train.steps=4", "--config.optimizer.warmup_steps=1",
+        "--config.train.evaluate_every_steps=0", "--config.train.batch_rows=8",
+        "--config.evaluate.problems=4", "--config.evaluate.batch_rows=4",
+    ],
+    "evaluate": ["--config.evaluate.problems=4"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_in_their_order(tmp_path, monkeypatch, quick_to_compile):
+    page = (ROOT / "docs" / "starting.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:rj|mv) .+$", page, flags=re.MULTILINE)
+    assert len(commands) == 7
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"{i}+1=", "answer": f"{i + 1}"} for i in range(90)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in commands:
+        command = command.replace("=configs/", f"={ROOT}/configs/")
+        command = command.replace("bc_steps=200", "bc_steps=2")
+        words = shlex.split(command)
+        if words[0] == "mv":
+            Path(words[1]).rename(words[2])
+        else:
+            print(done(*words[1:], *_SHRUNK[words[1]]))
+    record = json.loads(Path("runs/match/sources.json").read_text())["start.run"]
+    assert record["path"] == str(tmp_path / "runs" / "sft")
+    # What the second run had to add has the probability that it was to begin with.
+    with Checkpoints(tmp_path / "runs/match/checkpoints") as checkpoints:
+        assert 0 in checkpoints.steps()
