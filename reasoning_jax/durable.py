@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -27,9 +28,32 @@ def replace_text(path: Path, text: str) -> None:
     """Give a file a new content at once: whoever reads it sees the old or the new one, and a crash
     leaves one of them. Raises OSError.
     """
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """`replace_text` of bytes. Raises OSError, and leaves nothing half written then."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of one that is newly made in its folder, as the umask says.
+
+    For files of libraries that make them private. Raises OSError.
+    """
+    probe = path.with_name(f".{path.name}.mode")
+    probe.touch()
+    try:
+        shutil.copymode(probe, path)
+    finally:
+        probe.unlink()
 
 
 @contextlib.contextmanager

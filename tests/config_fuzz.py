@@ -91,7 +91,7 @@ def get_config(arg="{}"):
 # Which of BY_HAND's values a type takes.
 TAKEN = {
     int: {"int"}, float: {"int", "float", "whole float", "negative"}, bool: {"true", "false"},
-    str: {"text"}, tuple[str, ...]: set(), tuple[int, ...]: {"list"},
+    str: {"text"}, int | str: {"int"}, tuple[str, ...]: set(), tuple[int, ...]: {"list"},
 }  # fmt: skip
 HAND_VALUES = (
     "true", "false", "nan", "inf", "minus inf", "none", "text", "list", "dict", "float",
@@ -457,7 +457,7 @@ TIED = {
     "model.rope_low_frequency", "model.rope_high_frequency", "weights.path", "vocab.kind",
     "start.run", "start.step", "weights.backspace_probability", "weights.latent_rows",
     "vocab.path", "vocab.backspace", "vocab.latent", "data.source", "data.path",
-    "data.validation_path", "data.window_chars", "data.reshuffle_edges",
+    "data.validation_path", "data.window_chars", "data.reshuffle_edges", "data.columns",
     "data.pack_examples", "data.with_steps", "noise.rate", "objective.name", "objective.layout",
     "objective.p2_rows", "objective.unlikelihood_weight", "optimizer.accumulate",
     "optimizer.warmup_steps", "optimizer.freeze", "train.batch_rows", "train.steps", "lora.rank",

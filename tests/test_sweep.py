@@ -30,7 +30,7 @@ from reasoning_jax.sweep import (
     sweep,
     zip_,
 )
-from tests.small import tiny_run
+from tests.small import tiny_run, with_a_step
 from tests.test_main import MAX_LINES, TINY
 
 A, B, C = sweep("a", (1, 2)), sweep("b", (3, 4, 5)), sweep("c", (6, 7))
@@ -375,7 +375,10 @@ def test_runs_without_names_of_their_own_are_refused(tmp_path):
 
 
 def test_an_index_keeps_its_meaning(tmp_path, trained):
+    # Nothing was trained, so that it is still no sweep.
+    assert command.run_points(runs_of(3), tmp_path) == 0
     assert command.run_points(runs_of(0, 1), tmp_path) == 0
+    with_a_step(tmp_path / "seed=1")
     before = (tmp_path / "sweep.json").read_bytes()
     longer = runs_of(0, 1, train={"steps": 4, "log_every_steps": 2})
     refused = {
@@ -406,6 +409,7 @@ def test_an_index_keeps_its_meaning(tmp_path, trained):
 def test_names_in_the_folder_are_kept_when_the_sweep_grows(tmp_path, trained):
     old = command.resolve(tiny, sweep("seed", (0, 1)), tmp_path)
     assert command.run_points(old, tmp_path) == 0
+    with_a_step(tmp_path / "seed=0")
     points = chain(sweep("seed", (0, 1)), fixed({"seed": 1, RATE: 0.5}))
     grown = command.resolve(tiny, points, tmp_path)
     assert [r.name for r in grown] == ["seed=0", "seed=1", f"{RATE}=0.5,seed=1"]
@@ -434,6 +438,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, trained):
 def test_another_run_in_a_folder_is_found_before_any_starts(tmp_path, trained):
     runs = runs_of(0, 1)
     runfolder.write_json(tmp_path / "seed=1" / "config.json", {"seed": 5})
+    with_a_step(tmp_path / "seed=1")
     with pytest.raises(ConfigError, match="another config"):
         command.run_points(runs, tmp_path)
     assert trained.runs == []

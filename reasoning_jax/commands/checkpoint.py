@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from reasoning_jax import devices
 from reasoning_jax.commands.runfolder import changed_keys
 from reasoning_jax.config import ConfigError
 from reasoning_jax.train import manifest
@@ -126,6 +127,8 @@ def _contents(text: str) -> tuple[dict[str, Any], str]:
 def _open(workdir: Path) -> Checkpoints:
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} has no folder checkpoints; is it a run folder?")
+    # Orbax starts it, too, and then in a traceback.
+    devices.start()
     return Checkpoints(workdir / "checkpoints")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from reasoning_jax import screen
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.load import load_trained
 from reasoning_jax.commands.train import make_measure, write_evaluation
@@ -30,9 +31,12 @@ def evaluate(config: Config, workdir: Path, step: int | None, out: Path | None =
     kept = _kept(workdir, out)
     trained = load_trained(config, workdir, step)
     e = config.evaluate
+    for note in trained.assembly.notes:
+        print(note, file=sys.stderr)
     with jax.set_mesh(trained.mesh):
         measure = make_measure(trained.assembly, trained.mesh, trained.stage)
-        result = measure(trained.params)
+        with screen.doing(f"evaluating {e.problems} problems"):
+            result = measure(trained.params)
     stage = "" if trained.stage is None else f", stage {trained.stage}"
     print(f"step {trained.step}{stage}, {e.split} split")
     print(table(result))

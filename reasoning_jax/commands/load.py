@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax import sharding
+from reasoning_jax import devices, screen, sharding
 from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import Assembly, assemble
 from reasoning_jax.config import Config, ConfigError, to_dict
@@ -84,10 +84,12 @@ def load_assembly(config: Config, workdir: Path, use: sources.Use) -> Assembly:
     model = runfolder.read_model(workdir)
     if model is None and config.weights.path:
         print(runfolder.shape_note(workdir, config.weights.path), file=sys.stderr)
-    assembly = assemble(
-        settled.config, runfolder.read_vocab(workdir), saved_model=model,
-        with_data=bool(use.reads), workdir=workdir,
-    )  # fmt: skip
+    with screen.doing("reading the data" if use.reads else "reading the vocabulary"):
+        assembly = assemble(
+            settled.config, runfolder.read_vocab(workdir), saved_model=model,
+            with_data=bool(use.reads), splits=(config.evaluate.split,),
+            saved_horizon=runfolder.read_horizon(workdir), workdir=workdir,
+        )  # fmt: skip
     return replace(assembly, differing=settled.differing)
 
 
@@ -95,12 +97,14 @@ def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:
     """The parameters of a step on this machine's devices. Raises as `load_trained` does."""
     config = assembly.config
     folder = workdir / "checkpoints"
+    devices.tell()
     keep_compiled()
     mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
     with jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
         program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
         like = abstract_state(program, mesh).params
-        params, step = checkpoints.restore_params(like, step)
+        with screen.doing("loading the checkpoint"):
+            params, step = checkpoints.restore_params(like, step)
         for note in checkpoints.notes(step):
             print(note, file=sys.stderr)
         stage = checkpoints.read_meta(step).get("stage")

@@ -21,7 +21,7 @@ from reasoning_jax.model import attention, readout, spec, transformer
 from reasoning_jax.model.lora import merge
 from reasoning_jax.train import state as states
 from reasoning_jax.train.checkpoint import Checkpoints
-from reasoning_jax.vocab import BACKSPACE, TokenizerCodec, extend_pretrained
+from reasoning_jax.vocab import BACKSPACE
 from reasoning_jax.weights import resize_vocab
 from reasoning_jax.weights.resize import VOCAB_AXIS, fill_rows
 
@@ -47,16 +47,20 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     elif config.weights.path:
         from reasoning_jax import weights
 
+        # Weights that were exported here know the action and the markers: those are no new rows.
+        known = weights.read_tokenizer(config.weights.path).rows
+        copied = latent_rows(config, assembly.vocab)
         loaded = weights.load(
             config.weights.path,
             param_dtype=config.model.param_dtype,
             mesh=mesh,
             vocab_rows=assembly.vocab.size,
-            copied_rows=latent_rows(config, assembly.vocab),
+            copied_rows={row: other for row, other in copied.items() if row >= known},
         )
         for note in loaded.notes:
             print(note, file=sys.stderr)
-        params, is_new = loaded.params, True
+        params = loaded.params
+        is_new = (assembly.vocab.backspace_id or 0) >= known
     else:
         return None
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
@@ -204,19 +208,17 @@ def feature_model(
         )
     from reasoning_jax import weights
 
-    tokenizer = weights.read_tokenizer(path)
-    if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-        raise ConfigError(
-            f"evaluate.feature_weights={path!r} comes without a tokenizer.json; put it beside the "
-            'weights, or leave the key "" to take the trained model itself'
+    try:
+        tokenizer = weights.read_tokenizer(path)
+        vocab, _ = weights.vocab_of_weights(
+            tokenizer, weights.read_config(path).vocab_size, path, backspace=False, latent=False
         )
-    loaded = weights.load(path, mesh=mesh)
-    codec = TokenizerCodec(tokenizer.tokenizer_json)
+        loaded = weights.load(path, mesh=mesh)
+    except weights.WeightsError as error:
+        raise ConfigError(
+            f'evaluate.feature_weights={path!r}: {error}; "" takes the trained model itself'
+        ) from None
     for note in (*tokenizer.notes, *loaded.notes):
         print(note, file=sys.stderr)
-    vocab, _ = extend_pretrained(
-        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id,
-        bos_id=tokenizer.begin_id, backspace=False,
-    )  # fmt: skip
     model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
     return lambda params: model

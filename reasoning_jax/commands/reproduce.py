@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasoning_jax import screen
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sweep import SweepRun, resolve_file, run_points
 from reasoning_jax.config import Config, ConfigError, nearest_name, to_dict
@@ -127,7 +128,7 @@ def _decoded(workdir: Path, label: str, name: str, config: Config) -> dict[str, 
     from reasoning_jax.commands.train import make_measure
 
     trained = load_trained(config, workdir / name, None)
-    with jax.set_mesh(trained.mesh):
+    with jax.set_mesh(trained.mesh), screen.doing(f"evaluating {name} as {label}"):
         result = make_measure(trained.assembly, trained.mesh, trained.stage)(trained.params)
     metrics = {name: m.to_dict()["value"] for name, m in result.metrics.items()}
     runfolder.write_json(path, {"of": of, "metrics": metrics})

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,32 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_jax import paths
-from reasoning_jax.config import SOURCES, Config, ConfigError, ModelConfig, to_dict
+from reasoning_jax.config import (
+    SOURCES,
+    Config,
+    ConfigError,
+    ModelConfig,
+    to_dict,
+    warmup_steps,
+)
 from reasoning_jax.config_check import from_dict, model_from_dict
-from reasoning_jax.config_fields import flat
+from reasoning_jax.config_fields import MAX_INT, flat, show
 from reasoning_jax.durable import lock_owner, open_locked, replace_text
 from reasoning_jax.train.rows import read_rows
 from reasoning_jax.vocab import Vocab, VocabError
+from reasoning_jax.weights import Companions, read_companions
 
 # What may differ between a run and its continuation; everything else decides the result.
 _MAY_CHANGE = ("train", "watchdog", "evaluate", "sampling", "mesh")
 # (section, key, how it is called now): folders of older versions still have the old names.
 _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
+# Defaults of older versions in sections that only objective.name="sequencematch" reads.
+_OLD_DEFAULTS = (("sequencematch", "horizon", 0), ("replay", "noise_rate", 0.0))
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
 MODEL = "model.json"
+# What came with the pretrained weights and goes with what is exported.
+_PRETRAINED = "pretrained"
 _LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -56,6 +69,19 @@ def read_config(workdir: Path) -> Any:
     for section, old, new in _RENAMED:
         if isinstance(values, dict) and old in (values.get(section) or {}):
             values[section].setdefault(new, values[section].pop(old))
+    return with_new_defaults(values)
+
+
+def with_new_defaults(values: Any) -> Any:
+    """The values of a config.json without old defaults that were not read, for present ones to take
+    their place. Those of a run that read them stand.
+    """
+    objective = values.get("objective") if isinstance(values, dict) else None
+    if not isinstance(objective, dict) or objective.get("name") == "sequencematch":
+        return values
+    for section, key, old in _OLD_DEFAULTS:
+        if isinstance(values.get(section), dict) and values[section].get(key) == old:
+            del values[section][key]
     return values
 
 
@@ -82,6 +108,7 @@ def check_same_run(workdir: Path, config: Config) -> None:
             )
         return
     before = read_config(workdir)
+    _same_warmup(before, config)
     # Keys that an older version did not have take their defaults. What is illegal in it now is
     # compared as it stands, and differs.
     with contextlib.suppress(ConfigError):
@@ -101,6 +128,24 @@ def is_run(workdir: Path) -> bool:
         return (workdir / "config.json").exists() and has_begun(workdir)
     except (OSError, ValueError):
         return False
+
+
+def _same_warmup(before: Any, config: Config) -> None:
+    """Runs of older versions have their warm-up in steps: where that is what the share gives now,
+    write it into `before` as the config says it.
+    """
+    try:
+        optimizer, steps = before["optimizer"], before["train"]["steps"]
+        if "warmup_fraction" in optimizer:
+            return
+        same = optimizer["warmup_steps"] == warmup_steps(config.optimizer, steps)
+    except (KeyError, TypeError):
+        return
+    if same:
+        now = config.optimizer
+        optimizer |= {
+            "warmup_steps": now.warmup_steps, "warmup_fraction": now.warmup_fraction,
+        }  # fmt: skip
 
 
 def has_begun(workdir: Path) -> bool:
@@ -186,16 +231,49 @@ def open_run(
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # They are those of the checkpoints, where there are any.
-        begins = not saved_steps(workdir)
-        if begins or not (workdir / "vocab.json").exists():
+        if not has_begun(workdir):
+            _forget_start(workdir)
+        if not (workdir / "vocab.json").exists():
             write_json(workdir / "vocab.json", vocab.to_dict())
-        if begins or not (workdir / MODEL).exists():
+        if not (workdir / MODEL).exists():
             write_json(workdir / MODEL, dataclasses.asdict(model))
         write_json(workdir / "config.json", to_dict(config))
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _forget_start(workdir: Path) -> None:
+    """Remove what a start that made no step has left: another one may decide otherwise."""
+    for name in ("vocab.json", MODEL, "measured.json", "eval/step_00000000.json",
+                 "samples/step_00000000.jsonl"):  # fmt: skip
+        (workdir / name).unlink(missing_ok=True)
+    shutil.rmtree(workdir / _PRETRAINED, ignore_errors=True)
+
+
+def keep_pretrained(workdir: Path, companions: Companions) -> None:
+    """Write the settings and the chat template that came with the pretrained weights of a run.
+
+    Raises:
+      ConfigError: the folder cannot be written.
+    """
+    folder = workdir / _PRETRAINED
+    partial = folder.with_name(f".{_PRETRAINED}.partial")
+    try:
+        for path in (partial, folder):
+            shutil.rmtree(path, ignore_errors=True)
+        partial.mkdir()
+        for name, text in companions.texts().items():
+            (partial / name).write_text(text, encoding="utf-8", newline="")
+        partial.rename(folder)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def read_pretrained(workdir: Path) -> Companions | None:
+    """What `keep_pretrained` kept; None in a run that has none, such as those of old versions."""
+    folder = workdir / _PRETRAINED
+    return read_companions(folder) if folder.is_dir() else None
 
 
 @contextlib.contextmanager
@@ -265,6 +343,38 @@ def saved_steps(workdir: Path) -> list[int]:
 def trainer(workdir: Path) -> str | None:
     """Who trains in this folder now, "process 12 on host"; None for nobody."""
     return lock_owner(workdir / _LOCK)
+
+
+def read_horizon(workdir: Path) -> int | None:
+    """The number that sequencematch.horizon="auto" is in this run, where it was measured.
+
+    Raises:
+      ConfigError: measured.json holds no such number.
+    """
+    if not (workdir / "measured.json").exists():
+        return None
+    values = read_json(workdir / "measured.json")
+    horizon = values.get("sequencematch.horizon") if isinstance(values, dict) else None
+    if type(horizon) is not int or not 1 <= horizon <= MAX_INT:
+        raise ConfigError(
+            f"{workdir / 'measured.json'}: wanted sequencematch.horizon, a number from 1 on, got "
+            f"{show(values)}"
+        )
+    return horizon
+
+
+def write_horizon(workdir: Path, config: Config) -> None:
+    """`measured.json`: what "auto" stands for, so that it stays the same to the run's end. `config`
+    is that of its assembly. Raises ConfigError.
+    """
+    if (workdir / "measured.json").exists():
+        return
+    try:
+        write_json(
+            workdir / "measured.json", {"sequencematch.horizon": config.sequencematch.horizon}
+        )
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
 
 
 def write_environment(workdir: Path) -> None:

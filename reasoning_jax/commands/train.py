@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax import sharding
+from reasoning_jax import devices, screen, sharding
 from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import (
     Assembly,
@@ -23,6 +23,7 @@ from reasoning_jax.commands.assemble import (
     first_examples,
     text_windows,
 )
+from reasoning_jax.commands.estimate import expected_time
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained
 from reasoning_jax.commands.start import state_hash
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
@@ -31,6 +32,7 @@ from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.data.staged import CurriculumSource, staged_batches
 from reasoning_jax.decoding.sampler import Thinking
+from reasoning_jax.durable import replace_text
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import attention, spec
@@ -48,6 +50,7 @@ from reasoning_jax.train.program import (
     plan_memory,
 )
 from reasoning_jax.vocab import LATENT
+from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -70,24 +73,41 @@ def train(
     runfolder.check_same_run(workdir, config)
     settled = sources.settle(config, workdir, sources.TRAIN)
     config = settled.config
-    assembly = _assembled(config, workdir)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    with screen.doing("reading the data and the vocabulary"):
+        assembly = _assembled(config, workdir)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    found = devices.start()
+
+    # Its source may go away: what a run does not need and an export does is kept from the start.
+    kept = None
+    if not runfolder.has_begun(workdir):
+        if config.weights.path:
+            kept = read_companions(config.weights.path)
+        elif assembly.start is not None:
+            kept = runfolder.read_pretrained(assembly.start.run)
 
     def begin() -> None:
         sources.record(workdir, config, settled, start)
         runfolder.open_run(workdir, config, overrides, assembly.vocab, assembly.model)
+        if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
+            runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
+        if kept is not None:
+            runfolder.keep_pretrained(workdir, kept)
 
     with runfolder.opened(workdir):
         mesh_shape = check_machine(assembly)
         start = _start_record(assembly)
         if not quiet:
-            for note in (*settled.notes, *assembly.notes):
+            kept_notes = kept.notes if kept is not None else ()
+            for note in (*settled.notes, *assembly.notes, *kept_notes):
                 print(note)
-            print(
-                f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
-            )
+            print(f"{spec.count_params(program.specs):,} parameters, on {found}")
+            if line := devices.remark():
+                print(line)
             print(batch_tree(config, mesh_shape), flush=True)
+            if (expected := expected_time(assembly)) is not None:
+                print(expected, flush=True)
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:
@@ -115,14 +135,21 @@ def make_run(
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        source = make_source(assembly, mesh)
-        evaluate = _not_evaluated
-        if evaluated:
-            evaluate = make_evaluate(assembly, mesh, workdir, source)
+        with screen.doing("opening the data"):
+            source = make_source(assembly, mesh)
+            evaluate = _not_evaluated
+            if evaluated:
+                evaluate = make_evaluate(assembly, mesh, workdir, source)
+
+        def init() -> states.TrainState:
+            begins_from = config.weights.path or config.start.run
+            with screen.doing("loading the weights" if begins_from else "making the parameters"):
+                return fresh_state(program, mesh, load_pretrained(assembly, mesh))
+
         yield loop.Run(
             config, assembly.model, workdir, abstract_state(program, mesh),
-            lambda: fresh_state(program, mesh, load_pretrained(assembly, mesh)), source,
-            program.step, program.gradients, evaluate, {"config": to_dict(config)}, debug,
+            init, source, program.step, program.gradients, evaluate,
+            {"config": to_dict(config)}, debug,
             states.make_reset_optimizer(program.tx, program.trained), plan,
             # So that the run that it starts from may go away.
             save_start=assembly.start is not None,
@@ -227,8 +254,10 @@ def dry_run(config: Config, workdir: Path | None = None) -> int:
         runfolder.check_same_run(workdir, config)
         settled = sources.settle(config, workdir, sources.TRAIN)
         config, notes = settled.config, settled.notes
-    assembly = _assembled(config, workdir)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    with screen.doing("reading the data and the vocabulary"):
+        assembly = _assembled(config, workdir)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
+    devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
@@ -243,7 +272,8 @@ def dry_run(config: Config, workdir: Path | None = None) -> int:
             examples = first_examples(assembly.examples("train"), rows)
             last = assembly.staged.curriculum.last
             (batch,) = staged_batches(examples, assembly.staged, last, rows, mesh)
-        memory = plan_memory(program, mesh, batch)
+        with screen.doing("compiling the training step"):
+            memory = plan_memory(program, mesh, batch)
     print("bytes per device")
     for name, size in {**memory, "total": sum(memory.values())}.items():
         print(f"  {name:<24} {size:>16,}  {size / 2**20:10.1f} MiB")
@@ -369,9 +399,9 @@ def write_evaluation(
         {"step": step, "split": split, "n_problems": n, **values},
     )
     folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
-    (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
+    replace_text(folder / f"step_{step:08d}.jsonl", "".join(lines))
 
 
 def _assembled(config: Config, workdir: Path | None) -> Assembly:
@@ -383,7 +413,10 @@ def _assembled(config: Config, workdir: Path | None) -> Assembly:
     if config.start.run and not runfolder.saved_steps(workdir):
         return assemble(config, workdir=workdir)
     model = runfolder.read_model(workdir)
-    assembly = assemble(config, runfolder.read_vocab(workdir), saved_model=model, workdir=workdir)
+    assembly = assemble(
+        config, runfolder.read_vocab(workdir), saved_model=model, workdir=workdir,
+        saved_horizon=runfolder.read_horizon(workdir),
+    )  # fmt: skip
     if model is None and config.weights.path:
         note = runfolder.shape_note(workdir, config.weights.path)
         assembly = dataclasses.replace(assembly, notes=(*assembly.notes, note))

@@ -176,6 +176,15 @@ class TfdsSource:
             )
         return problem
 
+    def place(self, index: int) -> str:
+        """Where a record stands."""
+        return f"{self.path}, {self.split}, record {index + 1}"
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data set knows of its problems."""
+        return f"{self.split} {self._sample}"
+
     def __repr__(self) -> str:
         return f"TfdsSource({self.path!r}, {self.split!r}, sample={self._sample})"
 

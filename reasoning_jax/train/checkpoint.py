@@ -243,11 +243,11 @@ class Checkpoints:
         findings = manifest.check(folder, step, items)
         if findings:
             return findings
-        wanted = manifest.arrays(folder)
+        wanted = manifest.arrays(folder) or None
         trees = [name for name in wanted or ("params", "opt") if not items or name in items]
         with paths.plain(folder) as place:
             for name in trees:
-                lines = stored.missing(place / name, wanted and wanted[name])
+                lines = stored.missing(place / name, wanted[name] if wanted else None)
                 findings += [f"{name}: {paths.own_name(line, folder)}" for line in lines]
             if not findings and values and wanted is not None:
                 findings = self._other_values(place, wanted)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 
 class Done(typing.NamedTuple):
-    """What a line did. `debugging`: whether JAX's checks were on behind it. `at(name)` is a path of
-    the places; `of(line)` what another line of the table did.
+    """What a line printed and did. `debugging`: whether JAX's checks were on behind it. `at(name)`
+    is a path of the places; `of(line)` what another line of the table did.
     """
 
     out: str
+    err: str
     debugging: bool
     at: Callable[[str], Path]
     of: Callable[[str], Done]
@@ -34,6 +35,7 @@ def _skipped(done: Done) -> int:
 
 
 def _of_another_step(done: Done) -> bool:
+    done.of(_EXPORT_TOO)
     of = [done.at(name) / "model.safetensors" for name in ("exported", "exported_too")]
     return of[0].read_bytes() != of[1].read_bytes()
 
@@ -55,25 +57,35 @@ def _debugging(done: Done) -> bool:
 
 
 def _quiet(done: Done) -> bool:
-    return "step 1/" not in done.out and "parameters" not in done.out
+    """Without a word about what the command is doing, of which there are some otherwise."""
+    told = "step 1/" in done.out or "parameters" in done.out or "on cpu" in done.err
+    return not told and "on cpu" in done.of(_PLAIN).err
+
+
+def _completions(done: Done) -> bool:
+    return len([json.loads(line) for line in done.out.splitlines()]) == 3
 
 
 _TRAIN = "train --config={config} --workdir={faulty} --faults=nan@loss:2 --quiet"
 _DEBUGGED = "train --config={config} --workdir={debugged} --debug"
 _PLAIN = "sample --workdir={run} --prompt=1+2= --samples=3"
-_EARLIER = "sample --workdir={run} --prompt=1+2= --samples=3 --checkpoint=1"
+_EARLIER = "sample --workdir={run} --prompt=1+2= --samples=3 --checkpoint=1 --quiet"
+_JSON = "sample --workdir={run} --prompt=1+2= --samples=3 --json"
 _FILE = "sample --workdir={run} --prompt_file={prompts} --debug"
-_PROBE = "probe --workdir={thinking} --problem=1 --problems=3 --checkpoint=1 --out={probed}"
+_PROBE = "probe --workdir={thinking} --problem=1 --problems=3 --checkpoint=1 --out={probed} --quiet"
 _TYPED = "probe --workdir={thinking} --problems=3 --prompt={question} --out={typed} --debug"
 _EXPORT = "export --workdir={run} --checkpoint=1 --out={exported} --debug"
 _REPLAY = "replay --workdir={run} --step=1 --out={replayed} --faults=nan@loss:1 --debug"
 _BUILD = "data build --config={short} --out={tfds} --debug"
-_SHORTCUTS = "data shortcuts --config={graphs} --problems=6"
+_SHORTCUTS = "data shortcuts --config={graphs} --problems=6 --quiet"
 _ONE = "sweep {sweep} --workdir={swept} --index=1 --quiet"
 _ALL = "sweep --config={sweep} --workdir={swept_all} --all --debug"
 _LIST = "sweep {sweep} --workdir={unswept} --list"
 _STUDY = "reproduce walk/exp --workdir={studied} --scale=gpu --quiet --debug"
-_EVALUATE = "evaluate --workdir={run} --checkpoint=1 --debug --out={evaluated}"
+_EVALUATE = "evaluate --workdir={run} --checkpoint=1 --quiet --out={evaluated}"
+_MEASURED = "evaluate --workdir={run} --debug"
+_EXPORT_TOO = "export --config={config} --workdir={run} --out={exported_too} --quiet"
+_REPLAY_TOO = "replay --config={config} --workdir={run} --step=2 --out={replayed_too} --quiet"
 
 FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "train --config": (_TRAIN, _configured),
@@ -90,7 +102,8 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "evaluate --workdir": (_EVALUATE, _says("exact_match")),
     "evaluate --checkpoint": (_EVALUATE, _says("step 1, validation")),
     "evaluate --out": (_EVALUATE, _has("evaluated", "eval", "samples")),
-    "evaluate --debug": (_EVALUATE, _debugging),
+    "evaluate --quiet": (_EVALUATE, _quiet),
+    "evaluate --debug": (_MEASURED, _debugging),
     "evaluate --print_config": ("evaluate --workdir={run} --print_config", _says('"d_model": 16')),
     "evaluate --explain": ("evaluate --workdir={run} --explain", _says("global batch", "run")),
     "sample --config": (
@@ -101,12 +114,15 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "sample --prompt": (_PLAIN, _says("1+2=")),
     "sample --samples": (_PLAIN, lambda d: d.out.count("1+2=") == 3),
     "sample --checkpoint": (_EARLIER, lambda d: d.out != d.of(_PLAIN).out),
+    "sample --quiet": (_EARLIER, _quiet),
+    "sample --json": (_JSON, _completions),
     "sample --prompt_file": (_FILE, _says("3+4=", "5+6=")),
     "sample --debug": (_FILE, _debugging),
     "report --out": ("report {run} --out={page}", lambda d: d.at("page").stat().st_size > 1000),
     "data --config": (_BUILD, _says("problems of arithmetic")),
     "data --out": (_BUILD, lambda d: any(d.at("tfds").rglob("dataset_info.json"))),
     "data --debug": (_BUILD, _debugging),
+    "data --quiet": (_SHORTCUTS, _quiet),
     "data --problems": (_SHORTCUTS, _says("fitted on 6 questions")),
     "probe --config": (
         "probe --config={thinking_config} --workdir={thinking} --problems=2 --out={configured}",
@@ -116,13 +132,12 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "probe --checkpoint": (_PROBE, lambda d: _probed(d, "probed")["step"] == 1),
     "probe --problem": (_PROBE, lambda d: _probed(d, "probed")["tree"]["problem"] == 1),
     "probe --problems": (_PROBE, lambda d: _probed(d, "probed")["problems"] == 3),
+    "probe --quiet": (_PROBE, _quiet),
     "probe --out": (_PROBE, _has("probed", "index.html")),
     "probe --prompt": (_TYPED, lambda d: _probed(d, "typed")["tree"]["problem"] is None),
     "probe --debug": (_TYPED, _debugging),
-    "export --config": (
-        "export --config={config} --workdir={run} --out={exported_too}",
-        _has("exported_too", "model.safetensors"),
-    ),
+    "export --config": (_EXPORT_TOO, _has("exported_too", "model.safetensors")),
+    "export --quiet": (_EXPORT_TOO, _quiet),
     "export --workdir": (_EXPORT, _has("exported", "model.safetensors")),
     "export --out": (_EXPORT, _has("exported", "config.json")),
     "export --checkpoint": (_EXPORT, _of_another_step),
@@ -134,10 +149,8 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "checkpoint --out": (
         "checkpoint export {run} --out={exported_last}", _has("exported_last", "model.safetensors"),
     ),
-    "replay --config": (
-        "replay --config={config} --workdir={run} --step=2 --out={replayed_too}",
-        _says("step 2", "all finite", "as logged"),
-    ),
+    "replay --config": (_REPLAY_TOO, _says("step 2", "all finite", "as logged")),
+    "replay --quiet": (_REPLAY_TOO, _quiet),
     "replay --workdir": (_REPLAY, _says("step 1")),
     "replay --step": (_REPLAY, _says("step 1")),
     "replay --out": (_REPLAY, _has("replayed", "report.json", "batch.npz")),

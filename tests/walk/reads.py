@@ -20,7 +20,7 @@ _NO_USERS = {
 # Where a section is copied field by field: (module, section).
 _COPIES = {("assemble.py", "model")}
 # (function, section) of these modules that do act on what they read.
-_DOERS = {("check_devices", "mesh")}
+_DOERS = {("check_devices", "mesh"), ("warmup_steps", "optimizer")}
 
 
 def sections() -> dict[str, type]:

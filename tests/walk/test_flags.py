@@ -81,7 +81,7 @@ def walked(request, tmp_path_factory):
                 for name, value in before.items():
                     jax.config.update(name, value)
             assert code == 0, f"{line}\n{err.getvalue()}"
-            done[line] = Done(out.getvalue(), debugging, at, of)
+            done[line] = Done(out.getvalue(), err.getvalue(), debugging, at, of)
         return done[line]
 
     with pytest.MonkeyPatch.context() as patch:
