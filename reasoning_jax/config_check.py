@@ -15,15 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasoning_jax.config import (
-    ARCHITECTURE_FIELDS,
     Config,
     ConfigError,
     EvaluateConfig,
     ModelConfig,
     ObjectiveConfig,
-    StartConfig,
     TaskConfig,
-    WeightsConfig,
 )
 from reasoning_jax.config_check_objectives import check_latent, check_sequencematch
 from reasoning_jax.config_fields import (
@@ -36,8 +33,8 @@ from reasoning_jax.config_fields import (
     int_hint,
     nearest_name,
     show,
-from reasoning_jax.config_origin import check_origin
 )
+from reasoning_jax.config_origin import check_origin
 from reasoning_jax.config_unread import check_read
 
 

@@ -124,11 +124,10 @@ def assemble(
 ) -> Assembly:
     """Build the parts of a run and measure its records (of `splits`; default: all that it needs).
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data, with `saved_model` what
-    the run began from is not read, and with `saved_horizon` it is not measured what
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, with `saved_model`
+    what the run began from is not read, and with `saved_horizon` it is not measured what
     sequencematch.horizon="auto" is. Without `with_data` the data need not be there: prompts are
-    encoded, but there is neither task nor noise. `workdir` is the run's own folder, where there is
-    one.
+    encoded, but there is neither task nor noise. `workdir` is the run's own folder, if any.
 
     Raises:
       ConfigError, TaskError, DataError, VocabError, WeightsError
