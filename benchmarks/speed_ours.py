@@ -300,12 +300,13 @@ class Safety:
         state = self.state.replace(step=jnp.zeros_like(self.state.step))
         with tempfile.TemporaryDirectory() as folder:
             run = loop.Run(
-                config, self.program.model, Path(folder), state, self.source, self.program.step,
-                self.program.gradients, lambda _: {}, {},
+                config, self.program.model, Path(folder), state, lambda: state, self.source,
+                self.program.step, self.program.gradients, lambda _: {}, {},
             )  # fmt: skip
             code = loop.train(run, quiet=True)
             assert code == loop.DONE, code
             assert (Path(folder) / "checkpoints" / str(count)).exists()
+        assert run.state is not None
         self.state = run.state
 
     def facts(self) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from reasoning_jax.config_objectives import (
 __all__ = [
     "Config", "ConfigError", "DataConfig", "EvaluateConfig", "LatentConfig", "LoraConfig",
     "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
-    "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
-    "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
+    "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "StartConfig", "TaskConfig",
+    "TrainConfig", "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
     "parse_arg", "to_dict", "warmup_steps",
 ]  # fmt: skip
 
@@ -102,6 +102,11 @@ COMPUTE_FIELDS = ("compute_dtype", "param_dtype", "attention", "remat", "loss_ch
 ARCHITECTURE_FIELDS = tuple(
     f.name for f in dataclasses.fields(ModelConfig) if f.name not in COMPUTE_FIELDS
 )
+# Keys whose value is a place. Which run it is depends on what is there, not on where it lies.
+SOURCES = (
+    "data.path", "data.validation_path", "vocab.path", "weights.path", "evaluate.feature_weights",
+    "start.run",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,12 @@ class WeightsConfig:
     """Pretrained weights: a Hugging Face folder, a .gguf file, or "smollm2"; "" starts fresh.
 
     With a path, the architecture is read from there and must not be set under `model`.
-    `backspace_probability`: the new output row of <backspace> starts with about this probability
-    (on a few training examples); 0 leaves it the mean of all rows.
-    `latent_rows`: the rows that <bot>, <eot> and <latent> start with, in embedding and unembedding:
-    the "mean" of all, or that of the one token of a text, as "<<" in the published Coconut code.
+    `backspace_probability`: a new output row of <backspace>, in these weights or in those of
+    `start.run`, starts with about this probability (on a few training examples); 0 leaves it the
+    mean of all rows.
+    `latent_rows`: the rows that new <bot>, <eot> and <latent> start with, in embedding and
+    unembedding: the "mean" of all, or that of the one token of a text, as "<<" in the published
+    Coconut code.
     """
 
     path: str = ""
@@ -121,8 +128,20 @@ class WeightsConfig:
 
 
 @dataclass(frozen=True)
+class StartConfig:
+    """Begin with what another run has learnt: `run` is its folder, `step` the checkpoint (-1: the
+    newest). Vocabulary, architecture and parameters are those of that run, its adapters merged;
+    specials that its vocabulary lacks get new rows. The optimizer starts fresh. "" starts without.
+    """
+
+    run: str = ""
+    step: int = number(-1, -1)
+
+
+@dataclass(frozen=True)
 class VocabConfig:
-    """How text becomes ids. "weights" takes the tokenizer that comes with `weights.path`.
+    """How text becomes ids. "weights" takes the tokenizer that comes with `weights.path`. With
+    `start.run` the vocabulary is that run's: leave `kind` at its default, or give that run's kind.
 
     "pair" is "word" with each `a>b` of two words as one input, for questions only.
     `path` is a `tokenizer.json` for kind "tokenizer", else unused. `latent` adds the three markers
@@ -351,6 +370,7 @@ class Config:
     seed: int = number(0, 0)
     model: ModelConfig = ModelConfig()
     weights: WeightsConfig = WeightsConfig()
+    start: StartConfig = StartConfig()
     vocab: VocabConfig = VocabConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()

@@ -15,14 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasoning_jax.config import (
-    ARCHITECTURE_FIELDS,
     Config,
     ConfigError,
     EvaluateConfig,
     ModelConfig,
     ObjectiveConfig,
     TaskConfig,
-    WeightsConfig,
 )
 from reasoning_jax.config_check_objectives import check_latent, check_sequencematch
 from reasoning_jax.config_fields import (
@@ -36,6 +34,7 @@ from reasoning_jax.config_fields import (
     nearest_name,
     show,
 )
+from reasoning_jax.config_origin import check_origin
 from reasoning_jax.config_unread import check_read
 
 
@@ -51,6 +50,15 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config = dataclasses.replace(_build(Config, rest, ""), task=_task(values.get("task", {})))
     validate(config)
     return config
+
+
+def model_from_dict(values: Any, prefix: str = "model.") -> ModelConfig:
+    """A `ModelConfig` of its values, each checked; keys that are not there take their defaults.
+
+    Raises:
+      ConfigError
+    """
+    return _build(ModelConfig, values, prefix)
 
 
 def _task(section: Any) -> TaskConfig:
@@ -184,30 +192,11 @@ def validate(config: Config) -> None:
     """
     model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
     replay = config.replay
-    if config.weights.path:
-        for name in ARCHITECTURE_FIELDS:
-            if getattr(model, name) != getattr(ModelConfig(), name):
-                raise ConfigError(
-                    f"model.{name} is read from weights.path={show(config.weights.path)} and "
-                    f"cannot be set to {getattr(model, name)!r}; remove one of the two"
-                )
-    else:
+    check_origin(config)
+    if not (config.weights.path or config.start.run):
         _check_architecture(model)
-        for name in ("backspace_probability", "latent_rows"):
-            value = getattr(config.weights, name)
-            if value != getattr(WeightsConfig(), name):
-                raise ConfigError(
-                    f"weights.{name}={show(value)} has no effect without weights.path; give a "
-                    "path, or leave it out"
-                )
-        if config.vocab.kind == "weights":
-            raise ConfigError('vocab.kind="weights" needs weights.path; got an empty path')
-    if config.weights.latent_rows != WeightsConfig().latent_rows and not config.vocab.latent:
-        raise ConfigError(
-            f"weights.latent_rows={show(config.weights.latent_rows)} has no effect without "
-            "vocab.latent=True; set it, or leave latent_rows out"
-        )
-    if (config.vocab.kind == "tokenizer") != bool(config.vocab.path):
+    tokenizer, path = config.vocab.kind == "tokenizer", config.vocab.path
+    if tokenizer != bool(path) and not (tokenizer and config.start.run):
         raise ConfigError(
             'vocab.path names a tokenizer.json and goes with vocab.kind="tokenizer"; got '
             f"kind={config.vocab.kind!r}, path={show(config.vocab.path)}"
@@ -300,7 +289,8 @@ def validate(config: Config) -> None:
         if getattr(config.mesh, name) == 0:
             raise ConfigError(f"mesh.{name} must be -1 or >= 1, got 0; the nearest legal is 1")
     known = (max(1, n) for n in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
-    _check_split(config, None if config.weights.path else model, *known)
+    unknown = config.weights.path or config.start.run
+    _check_split(config, None if unknown else model, *known)
 
 
 def _check_architecture(model: ModelConfig) -> None:

@@ -75,3 +75,18 @@ def open_locked(path: Path, *, wait: bool) -> Iterator[IO[str] | None]:
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     yield file
                     return
+
+
+def lock_owner(path: Path) -> str | None:
+    """What stands in a file that another process has locked with `open_locked`; None where nobody
+    has. Changes nothing.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(200).strip() or "another process"
+    except OSError:  # no such file, or one that must not be read
+        pass
+    return None

@@ -6,6 +6,7 @@ Nothing here is kept: a caller that asks often caches by itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
@@ -30,9 +31,20 @@ def fingerprint(path: Path) -> str:
     The name of `path` itself does not count; links are followed. Raises OSError.
     """
     if not path.is_dir():
-        return f"{ALGORITHM}:{file_hash(path)[0]}"
+        return of_files([("", path)])
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return of_files([(file.relative_to(path).as_posix(), file) for file in files])
+
+
+def of_files(files: Sequence[tuple[str, Path]]) -> str:
+    """`fingerprint` of some files of a folder, each with its name there, in this order.
+
+    One file without a name is its bytes alone. Raises OSError.
+    """
+    if len(files) == 1 and not files[0][0]:
+        return f"{ALGORITHM}:{file_hash(files[0][1])[0]}"
     total = xxhash.xxh3_128()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for name, file in files:
         digest, size = file_hash(file)
-        total.update(f"{file.relative_to(path).as_posix()}\0{size}\0{digest}\n".encode())
+        total.update(f"{name}\0{size}\0{digest}\n".encode("utf-8", "surrogateescape"))
     return f"{ALGORITHM}:{total.hexdigest()}"

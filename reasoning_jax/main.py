@@ -133,7 +133,8 @@ def _shown(known: flags.FlagValues, command: str, config: Config) -> int | None:
 
         of_run = command_line.is_saved_config(command_line.config_file(known))
         keys = list(config_flags.get_override_values(known["config"]))
-        return explain(config, "run" if of_run else "config file", keys)
+        workdir = Path(known.workdir) if known.workdir else None
+        return explain(config, "run" if of_run else "config file", keys, workdir)
     return None
 
 
@@ -150,14 +151,18 @@ def _train(known: flags.FlagValues, _: list[str]) -> int:
     config = _config(known, "train")
     if (code := _shown(known, "train", config)) is not None:
         return code
-    workdir = None if known.dry_run else _workdir(known, "train")
-    check_files(config)
+    from reasoning_jax.commands import runfolder
+
+    folder = Path(known.workdir or "") if known.dry_run else _workdir(known, "train")
+    # A run that is there needs less of them, and knows where they were.
+    if not known.workdir or not runfolder.is_run(folder):
+        check_files(config)
     from reasoning_jax.commands import train
 
-    if workdir is None:
-        return train.dry_run(config)
+    if known.dry_run:
+        return train.dry_run(config, folder if known.workdir else None)
     return train.train(
-        config, workdir, _overrides(known), known.quiet, known.debug, known.faults or ""
+        config, folder, _overrides(known), known.quiet, known.debug, known.faults or ""
     )
 
 

@@ -10,8 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from reasoning_jax.config import Config, ConfigError
-from reasoning_jax.config_fields import show
+from reasoning_jax.config import SOURCES, Config, ConfigError, to_dict
+from reasoning_jax.config_fields import flat, show
 from reasoning_jax.config_file import nearest_file
 from reasoning_jax.tasks import make_task, task_dials
 from reasoning_jax.tasks.base import TaskError
@@ -22,6 +22,8 @@ from reasoning_jax.weights import PACKAGES, find_gguf
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Its dials are judged by a process of its own, which takes seconds to start.
 _SLOW_TASKS = ("reasoning_gym",)
+# Keys that also take the name of a package of weights.
+WEIGHTS = ("weights.path", "evaluate.feature_weights")
 
 
 def check_task(config: Config) -> None:
@@ -61,31 +63,31 @@ def check_files(config: Config) -> None:
       ConfigError: naming the key and, where there is one, the nearest name beside it.
       WeightsError: a package of weights is not installed.
     """
-    for key, value in (
-        ("data.path", config.data.path),
-        ("data.validation_path", config.data.validation_path),
-        ("vocab.path", config.vocab.path),
-        ("weights.path", config.weights.path),
-        ("evaluate.feature_weights", config.evaluate.feature_weights),
-    ):
-        if not value:
-            continue
-        if value in PACKAGES and key in ("weights.path", "evaluate.feature_weights"):
-            find_gguf(value)
-        elif not _exists(value):
-            hint = nearest_file(Path(value), "*")
-            if "weights" in key:
-                near = difflib.get_close_matches(value, PACKAGES, n=1)
-                if _HUB_ID.fullmatch(value) and not near and not _exists(os.path.dirname(value)):
-                    name = value.partition("/")[2]
-                    raise ConfigError(
-                        f"{key}={show(value)}: there is no such folder; if that is a repository of "
-                        f"weights, download it first: hf download {value} --local-dir {name}, then "
-                        f"write {key.rpartition('.')[2]}={name}"
-                    )
-                hint = f"; did you mean {near[0]}?" if near else hint
-                hint = f", and no package of that name ({', '.join(PACKAGES)}){hint}"
-            raise ConfigError(f"{key}={show(value)}: there is no such file or folder{hint}")
+    values = flat(to_dict(config))
+    for key in SOURCES:
+        check_file(key, values[key])
+
+
+def check_file(key: str, value: str) -> None:
+    """`check_files` for one key of `config.SOURCES`; "" is no path."""
+    if not value:
+        return
+    if value in PACKAGES and key in WEIGHTS:
+        find_gguf(value)
+    elif not _exists(value):
+        hint = nearest_file(Path(value), "*")
+        if key in WEIGHTS:
+            near = difflib.get_close_matches(value, PACKAGES, n=1)
+            if _HUB_ID.fullmatch(value) and not near and not _exists(os.path.dirname(value)):
+                name = value.partition("/")[2]
+                raise ConfigError(
+                    f"{key}={show(value)}: there is no such folder; if that is a repository of "
+                    f"weights, download it first: hf download {value} --local-dir {name}, then "
+                    f"write {key.rpartition('.')[2]}={name}"
+                )
+            hint = f"; did you mean {near[0]}?" if near else hint
+            hint = f", and no package of that name ({', '.join(PACKAGES)}){hint}"
+        raise ConfigError(f"{key}={show(value)}: there is no such file or folder{hint}")
 
 
 def _exists(path: str) -> bool:

@@ -285,7 +285,9 @@ def lost_dashes(rng, base):
 
 
 def missing_file(rng, base):
-    kind = rng.choice(("config", "jsonl", "tfds", "text", "tokenizer", "weights", "validation"))
+    kind = rng.choice(
+        ("config", "jsonl", "tfds", "text", "tokenizer", "weights", "validation", "start")
+    )
     name = rng.choice(("none", "/none/such", "configs", "a\u00e9", "x" * 300, "../none")) + "_"
     if kind == "config":
         stem = base.path.with_name(typo(rng, base.path.stem, ()) + ".py")
@@ -300,8 +302,10 @@ def missing_file(rng, base):
                        f"--config.data.validation_path={name}"],
         "tokenizer": ["--config.vocab.kind=tokenizer", f"--config.vocab.path={name}"],
         "weights": [f"--config.weights.path={name}", "--config.vocab.kind=weights"],
+        "start": [f"--config.start.run={name}"],
     }[kind]  # fmt: skip
-    key = {"tokenizer": "vocab.path", "weights": "weights.path", "validation": "validation_path"}
+    key = {"tokenizer": "vocab.path", "weights": "weights.path", "validation": "validation_path",
+           "start": "start.run"}  # fmt: skip
     # From the plain defaults, so that nothing else stands in the way.
     return ["plain", *argv], (key.get(kind, "data.path"), "there is no such")
 
@@ -455,9 +459,9 @@ def grouped(words):
 TIED = {
     "model.d_model", "model.n_heads", "model.n_kv_heads", "model.head_dim", "model.d_ff",
     "model.rope_low_frequency", "model.rope_high_frequency", "weights.path", "vocab.kind",
-    "weights.backspace_probability", "weights.latent_rows", "vocab.path", "vocab.backspace",
-    "vocab.latent", "data.source", "data.path", "data.validation_path", "data.window_chars",
-    "data.reshuffle_edges", "data.columns",
+    "start.run", "start.step", "weights.backspace_probability", "weights.latent_rows",
+    "vocab.path", "vocab.backspace", "vocab.latent", "data.source", "data.path",
+    "data.validation_path", "data.window_chars", "data.reshuffle_edges", "data.columns",
     "data.pack_examples", "data.with_steps", "noise.rate", "objective.name", "objective.layout",
     "objective.p2_rows", "objective.unlikelihood_weight", "optimizer.accumulate",
     "optimizer.warmup_steps", "optimizer.freeze", "train.batch_rows", "train.steps", "lora.rank",

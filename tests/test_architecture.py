@@ -183,7 +183,7 @@ FLOORS = (
     ),
     ("vocab", "devices"),
     ("config_objectives", "config_argument", "exit_codes", "paths"), ("config",),
-    ("config_check_objectives", "config_unread", "sharding", "sweep"),
+    ("config_check_objectives", "config_origin", "config_unread", "sharding", "sweep"),
     ("config_check", "config_file"),
     ("tasks",), ("model",), ("objectives",), ("weights",), ("preflight",), ("decoding",), ("data",),
     ("evaluate",), ("rl",), ("train",), ("analysis",), ("report",), ("commands",),

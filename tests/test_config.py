@@ -260,6 +260,13 @@ RULES = {
         ["model.d_model", "smollm2", "64"],
         {"model.d_model": 128},
     ),
+    "a run begins with weights or with a run": (
+        {"weights.path": "smollm2", "vocab.kind": "weights", "start.run": "runs/cot"},
+        ["weights.path", "start.run"], {"start.run": ""},
+    ),
+    "a step is that of a run": (
+        {"start.step": 7}, ["start.step", "start.run"], {"start.run": "runs/cot"},
+    ),
     "vocabulary of weights needs weights": (
         {"vocab.kind": "weights"}, ["weights.path"], {"weights.path": "smollm2"},
     ),
@@ -823,10 +830,15 @@ def random_config(rng):
     changes |= mesh
     if "replay.refresh_rollouts" in changes:
         changes["replay.refresh_rollouts"] *= data * fsdp
+    changes["weights.path"], changes["start.run"], changes["start.step"] = "", "", -1
     changes["vocab.path"] = "t.json" if get("vocab.kind") == "tokenizer" else ""
     if get("vocab.kind") == "weights":
         changes = {k: v for k, v in changes.items() if k[6:] not in C.ARCHITECTURE_FIELDS}
         changes["weights.path"] = "smollm2"
+        if "weights.latent_rows" in changes:
+            changes["vocab.latent"] = True
+    elif rng.random() < 0.2:
+        changes |= {"start.run": "runs/first", "start.step": rng.randint(-1, 9)}
         if "weights.latent_rows" in changes:
             changes["vocab.latent"] = True
     else:

@@ -478,11 +478,11 @@ def kill_at(monkeypatch, owner, name, call):
     """SIGTERM to ourselves at one call of a method or function."""
     original, calls = getattr(owner, name), []
 
-    def and_kill(*args):
+    def and_kill(*args, **options):
         calls.append(args)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(owner, name, and_kill)
 

@@ -6,11 +6,13 @@ Whatever is wrong with them is found here, before any device is touched.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands import start as starts
 from reasoning_jax.commands.records import Sources, measure_data
 from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
@@ -19,9 +21,7 @@ from reasoning_jax.config import (
     ConfigError,
     DataConfig,
     ModelConfig,
-    WeightsConfig,
 )
-from reasoning_jax.config_fields import show
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.curriculum import MODES, Curriculum, RowPlan, StagedEncoder
 from reasoning_jax.data.examples import Example, extract_answer
@@ -29,7 +29,7 @@ from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
 from reasoning_jax.tasks.answers import same_answer
-from reasoning_jax.vocab import LATENT, LATENT_SPECIALS, Vocab, VocabError
+from reasoning_jax.vocab import LATENT, Vocab
 
 # Tokens of the training data from which n-gram noise is counted.
 _NGRAM_TOKENS = 1_000_000
@@ -50,6 +50,10 @@ class Assembly:
     with_data: bool = True
     # Opening a file reads all of it: they are opened and measured once.
     sources: Sources = field(default_factory=Sources, repr=False, compare=False)
+    # The run whose parameters this one begins with, where it has not begun yet.
+    start: starts.Start | None = None
+    # Fingerprints of sources that hold something else than those of the run; see `sources`.
+    differing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ids(self) -> ActionIds:
@@ -112,35 +116,45 @@ def assemble(
     config: Config,
     saved_vocab: Vocab | None = None,
     *,
+    saved_model: ModelConfig | None = None,
     with_data: bool = True,
     splits: Sequence[str] = (),
     saved_horizon: int | None = None,
+    workdir: Path | None = None,
 ) -> Assembly:
     """Build the parts of a run and measure its records (of `splits`; default: all that it needs).
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data, and with
-    `saved_horizon` it is not measured what sequencematch.horizon="auto" is. Without `with_data`
-    the data need not be there: prompts are encoded, but there is neither task nor noise.
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, with `saved_model`
+    what the run began from is not read, and with `saved_horizon` it is not measured what
+    sequencematch.horizon="auto" is. Without `with_data` the data need not be there: prompts are
+    encoded, but there is neither task nor noise. `workdir` is the run's own folder, if any.
 
     Raises:
       ConfigError, TaskError, DataError, VocabError, WeightsError
+      CheckpointError: the run that this one starts from has no usable checkpoint.
     """
+    start, vocab, notes = None, saved_vocab, ()
+    if config.start.run and vocab is None:
+        start = starts.read_start(config, workdir)
+        config, vocab, note = starts.fitted(config, start)
+        notes = (*start.notes, note)
+    elif config.start.run:
+        assert vocab is not None
+        config = replace(config, vocab=replace(config.vocab, kind=vocab.codec.to_dict()["kind"]))
     config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
     task = task_of(config) if with_data else None
     sources = Sources(config.data, task)
     from reasoning_jax import weights
 
-    model, notes = config.model, ()
-    if config.weights.path:
-        read = weights.read_config(config.weights.path)
+    model = config.model
+    if config.weights.path or config.start.run:
+        read = saved_model or (start.model if start else starts.read_model(config))
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
-    if saved_vocab is not None:
-        vocab = saved_vocab
-    else:
+    if vocab is None:
         vocab, notes = _vocab(config, sources, model)
         if config.weights.path:
             notes += weights.adapter_notes(config.weights.path)
-    latent_rows(config.weights, vocab)
+    starts.latent_rows(config, vocab)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} but the vocabulary has {vocab.size} rows; "
@@ -168,7 +182,7 @@ def assemble(
         terminal_row=config.objective.name == "sequencematch",
         cut=config.data.source == "text",
     )  # fmt: skip
-    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data, sources)
+    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data, sources, start)
     if with_data:
         assembly = replace(assembly, notes=(*notes, *measure_data(assembly, splits)))
     if noise.rate and noise.source == "ngram":
@@ -178,28 +192,6 @@ def assemble(
     if config.objective.name == "sequencematch":
         assembly = _with_horizon(assembly, saved_horizon)
     return assembly
-
-
-def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
-    """The id whose row each marker of latent thought starts with; None is the mean of all.
-
-    Raises:
-      ConfigError: `weights.latent_rows` is not one token of this vocabulary.
-    """
-    markers = [vocab.specials[name] for name in LATENT_SPECIALS if name in vocab.specials]
-    if not weights.path or weights.latent_rows == "mean":
-        return dict.fromkeys(markers)
-    try:
-        ids = vocab.encode(weights.latent_rows)
-    except VocabError as error:
-        raise ConfigError(f"weights.latent_rows: {error}") from None
-    if len(ids) != 1:
-        pieces = ", ".join(repr(vocab.decode([i])) for i in ids[:4]) + ", ..." * (len(ids) > 4)
-        raise ConfigError(
-            f"weights.latent_rows={show(weights.latent_rows)} must be one token of this tokenizer, "
-            f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
-        )
-    return dict.fromkeys(markers, ids[0])
 
 
 def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reasoning_jax import weights
 from reasoning_jax.commands import runfolder
+from reasoning_jax.commands.start import read_model
 from reasoning_jax.config import Config, ConfigError, ModelConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices, from_dict
 from reasoning_jax.config_fields import flat, show
@@ -23,22 +23,35 @@ from reasoning_jax.tasks import task_dials
 _MOST_DEVICES, _SHOWN_DEVICES = 4096, 10
 
 
-def explain(config: Config, source: str, overrides: Sequence[str] = ()) -> int:
+def explain(
+    config: Config, source: str, overrides: Sequence[str] = (), workdir: Path | None = None
+) -> int:
     """Print how the batch divides over devices, and every value that is not the default.
 
-    `overrides` are the keys that the command line set; the others are from `source`. Returns the
-    exit code.
+    `overrides` are the keys that the command line set; the others are from `source`. `workdir` is
+    the run's folder, where it has one. Returns the exit code.
 
     Raises:
-      WeightsError: the model is that of a weight file, which cannot be read.
+      ConfigError, WeightsError: the model is that of a weight file or of another run, which cannot
+        be read.
     """
-    print("\n".join(_mesh_lines(config)))
+    print("\n".join(_mesh_lines(config, workdir)))
     print("\n".join(_value_lines(config, source, overrides)))
     return 0
 
 
-def _mesh_lines(config: Config) -> Iterator[str]:
-    model = weights.read_config(config.weights.path) if config.weights.path else config.model
+def _model(config: Config, workdir: Path | None) -> ModelConfig:
+    """The architecture: of the run, of what it begins from, or as it is set."""
+    if not config.weights.path and not config.start.run:
+        return config.model
+    own = runfolder.read_model(workdir) if workdir is not None else None
+    if own is not None:
+        return own
+    return read_model(config)
+
+
+def _mesh_lines(config: Config, workdir: Path | None) -> Iterator[str]:
+    model = _model(config, workdir)
     legal = list(_legal_meshes(config, model))
     mesh = config.mesh
     yield f"mesh             data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}"
@@ -98,21 +111,32 @@ def compare(first: str, second: str) -> int:
     left, right = flat(before), flat(after)
     deciding = runfolder.deciding(keys)
     rows = [
-        (key, _cell(left, key), _cell(right, key), "another run" if key in deciding else "")
+        (key, _cell(left, key), _cell(right, key), _effect(before, after, key, deciding))
         for key in keys
     ]
     head = ("key", first, second, "")
     for row in (head, *rows):
         print(_columns((head, *rows), row))
-    same = "a run of one cannot be continued as the other" if deciding else "they may be one run"
+    same = "they may be one run"
+    if any(not runfolder.other_place(before, after, key) for key in deciding):
+        same = "a run of one cannot be continued as the other"
+    elif deciding:
+        same += ", if both places hold the same"
     print(f"{len(keys)} of {len({*left, *right})} values differ; {same}")
     return 0
+
+
+def _effect(before: Any, after: Any, key: str, deciding: Sequence[str]) -> str:
+    if key not in deciding:
+        return ""
+    other_place = runfolder.other_place(before, after, key)
+    return "another run, unless both hold the same" if other_place else "another run"
 
 
 def show_config(name: str) -> int:
     """`explain` for a config file, a run folder or a config.json. Raises ConfigError."""
     values, source = _read(name)
-    return explain(from_dict(values), source)
+    return explain(from_dict(values), source, (), Path(name) if source == "run" else None)
 
 
 def _read(name: str) -> tuple[dict[str, Any], str]:

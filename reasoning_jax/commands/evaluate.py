@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -41,7 +42,8 @@ def evaluate(config: Config, workdir: Path, step: int | None, out: Path | None =
     print(table(result))
     if kept is not None:
         try:
-            write_evaluation(kept, trained.step, e.split, result, _difference(config, workdir))
+            other = _difference(config, workdir, trained.assembly.differing)
+            write_evaluation(kept, trained.step, e.split, result, other)
         except OSError as error:
             raise ConfigError(f"{kept}: not kept: {error.strerror or error}") from None
     return 0
@@ -63,18 +65,19 @@ def _kept(workdir: Path, out: Path | None) -> Path | None:
     return folder
 
 
-def _difference(config: Config, workdir: Path) -> str:
-    """A name for what decodes otherwise than the run itself does; "" where nothing does.
+def _difference(config: Config, workdir: Path, differing: Mapping[str, str]) -> str:
+    """A name for what decodes or is asked otherwise than by the run itself; "" where nothing is.
 
-    Another split, or another number of problems, is the same measure: it takes the run's place.
+    Another split, or another number of problems, is the same measure: it takes the run's place. So
+    is a source at another place, unless it is one of those whose contents differ.
     """
     same = {"split", "problems", "batch_rows", "saved_samples"}
     saved, now = runfolder.read_json(workdir / "config.json"), to_dict(config)
-    changed = {
+    changed = dict(differing) | {
         key: now[section][key.split(".")[1]]
         for section in ("sampling", "evaluate")
         for key in runfolder.changed_keys(saved[section], now[section], f"{section}.")
-        if key.split(".")[1] not in same
+        if key.split(".")[1] not in same and not runfolder.other_place(saved, now, key)
     }
     if not changed:
         return ""

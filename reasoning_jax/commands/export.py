@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_jax import screen, weights
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.export_readme import Facts, readme
 from reasoning_jax.commands.load import load_assembly, restore
 from reasoning_jax.config import Config, ConfigError, check_choice
@@ -47,7 +47,7 @@ def export(
         check_choice("--adapters", adapters, ADAPTERS)
     if adapters == "beside" and not config.lora.rank:
         raise UsageError("--adapters=beside goes with a run that has adapters; lora.rank is 0 here")
-    assembly = load_assembly(config, workdir, with_data=False)
+    assembly = load_assembly(config, workdir, sources.SAMPLE)
     model, vocab = assembly.model, assembly.vocab
     # All that can be refused is, before a checkpoint is read.
     family = weights.family_of(model)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
 from reasoning_jax import devices, screen, sharding
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import Assembly, assemble
 from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import check_devices, from_dict
@@ -22,7 +22,7 @@ from reasoning_jax.train.program import abstract_state, make_program
 _OTHER_MODEL = "a checkpoint cannot be loaded into another model"
 # Sections that must be those of the run, and why.
 _FIXED = {
-    **dict.fromkeys(("model", "lora", "vocab", "weights"), _OTHER_MODEL),
+    **dict.fromkeys(("model", "lora", "vocab", "weights", "start"), _OTHER_MODEL),
     "latent": "a checkpoint answers as its own curriculum taught it; for another number of "
     "thoughts set evaluate.thoughts",
 }
@@ -41,7 +41,9 @@ class Trained:
     stage: int | None = None
 
 
-def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
+def load_trained(
+    config: Config, workdir: Path, step: int | None, use: sources.Use = sources.EVALUATE
+) -> Trained:
     """Restore the parameters of a step (default: the newest).
 
     Raises:
@@ -49,34 +51,46 @@ def load_trained(config: Config, workdir: Path, step: int | None) -> Trained:
       VocabError: the run's vocabulary cannot be read.
       CheckpointError: no usable checkpoint, or not that step.
     """
-    return restore(load_assembly(config, workdir), workdir, step)
+    return restore(load_assembly(config, workdir, use), workdir, step)
 
 
-def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> Assembly:
-    """The parts of a run with the vocabulary that it was trained with. Starts no backend.
+def load_assembly(config: Config, workdir: Path, use: sources.Use) -> Assembly:
+    """The parts of a run with the vocabulary and the architecture that it was trained with. Starts
+    no backend.
 
-    Without `with_data` the run's data need not be there. Raises as `load_trained` does.
+    Where `use` reads no data they need not be there; what the run began from never has to be. Says
+    on stderr where sources have moved. Raises as `load_trained` does.
     """
     saved = runfolder.read_config(workdir)
     # Sections that an older version did not have take their defaults.
     with contextlib.suppress(ConfigError):
         saved = to_dict(from_dict(saved))
     for section, why in _FIXED.items():
-        changed = runfolder.changed_keys(saved.get(section), to_dict(config)[section])
+        present = to_dict(config)
+        changed = [
+            key
+            for key in runfolder.changed_keys(saved.get(section), present[section], f"{section}.")
+            if not runfolder.other_place(saved, present, key)
+        ]
         if changed:
-            raise ConfigError(
-                f"{'.'.join(filter(None, (section, changed[0])))} differs from the run in "
-                f"{workdir}; {why}"
-            )
+            raise ConfigError(f"{changed[0]} differs from the run in {workdir}; {why}")
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(
             f"{workdir / 'checkpoints'} does not exist; the run has saved nothing"
         )
-    with screen.doing("reading the data" if with_data else "reading the vocabulary"):
-        return assemble(
-            config, runfolder.read_vocab(workdir), with_data=with_data,
-            splits=(config.evaluate.split,), saved_horizon=runfolder.read_horizon(workdir),
+    settled = sources.settle(config, workdir, use)
+    for note in settled.notes:
+        print(note, file=sys.stderr)
+    model = runfolder.read_model(workdir)
+    if model is None and config.weights.path:
+        print(runfolder.shape_note(workdir, config.weights.path), file=sys.stderr)
+    with screen.doing("reading the data" if use.reads else "reading the vocabulary"):
+        assembly = assemble(
+            settled.config, runfolder.read_vocab(workdir), saved_model=model,
+            with_data=bool(use.reads), splits=(config.evaluate.split,),
+            saved_horizon=runfolder.read_horizon(workdir), workdir=workdir,
         )  # fmt: skip
+    return replace(assembly, differing=settled.differing)
 
 
 def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,12 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasoning_jax import sharding
-from reasoning_jax.commands.assemble import Assembly, latent_rows
+from reasoning_jax.commands.assemble import Assembly
+from reasoning_jax.commands.start import Start, latent_rows, read_start
 from reasoning_jax.config import ConfigError, ModelConfig
 from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
 from reasoning_jax.model import attention, readout, spec, transformer
+from reasoning_jax.model.lora import merge
 from reasoning_jax.train import state as states
+from reasoning_jax.train.checkpoint import Checkpoints
+from reasoning_jax.vocab import BACKSPACE
+from reasoning_jax.weights import resize_vocab
+from reasoning_jax.weights.resize import VOCAB_AXIS, fill_rows
 
 # Training examples over whose states a new row's probability is set.
 _SAMPLE = 8
@@ -26,27 +33,39 @@ _NEWTON_STEPS, _LEAST_SLOPE = 12, 1e-3
 
 
 def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params | None:
-    """The parameters of `weights.path` with rows for the added specials; None without a path."""
+    """The parameters of `weights.path` or `start.run` with rows for the added specials; None
+    without either.
+    """
     config = assembly.config
-    if not config.weights.path:
-        return None
-    from reasoning_jax import weights
+    if config.start.run:
+        start = assembly.start or read_start(config)
+        old = start.vocab.specials.values()
+        copies = latent_rows(config, assembly.vocab)
+        copies = {row: other for row, other in copies.items() if row not in old}
+        params = load_start(start, assembly.model, mesh, copies)
+        is_new = BACKSPACE not in start.vocab.specials
+    elif config.weights.path:
+        from reasoning_jax import weights
 
-    # Weights that were exported here know the action and the markers: their rows are not new ones.
-    known = weights.read_tokenizer(config.weights.path).rows
-    copied = latent_rows(config.weights, assembly.vocab)
-    loaded = weights.load(
-        config.weights.path,
-        param_dtype=config.model.param_dtype,
-        mesh=mesh,
-        vocab_rows=assembly.vocab.size,
-        copied_rows={row: source for row, source in copied.items() if row >= known},
-    )
-    for note in loaded.notes:
-        print(note, file=sys.stderr)
+        # Weights that were exported here know the action and the markers: those are no new rows.
+        known = weights.read_tokenizer(config.weights.path).rows
+        copied = latent_rows(config, assembly.vocab)
+        loaded = weights.load(
+            config.weights.path,
+            param_dtype=config.model.param_dtype,
+            mesh=mesh,
+            vocab_rows=assembly.vocab.size,
+            copied_rows={row: other for row, other in copied.items() if row >= known},
+        )
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+        params = loaded.params
+        is_new = (assembly.vocab.backspace_id or 0) >= known
+    else:
+        return None
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
-    if not wanted or row is None or row < known:
-        return loaded.params
+    if not wanted or row is None or not is_new:
+        return params
     source = assembly.examples("train")
     encoded = [
         assembly.encoder.encode(source[i], np.random.default_rng(i))
@@ -54,7 +73,52 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
     ]
     rows = _SAMPLE + -_SAMPLE % sharding.batch_parts(mesh)
     tokens = padded(encoded, rows, config.data.seq_len)
-    return with_backspace_row(loaded.params, assembly.model, tokens, row, wanted, mesh)
+    return with_backspace_row(params, assembly.model, tokens, row, wanted, mesh)
+
+
+def load_start(
+    start: Start,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    copies: Mapping[int, int | None],
+) -> spec.Params:
+    """The parameters of a step of another run as those of `model`: adapters merged, rows for what
+    the vocabulary has more (each table's mean row; `copies` as `weights.load` takes them), in the
+    types and shards of the new run. Says what cannot be verified. Needs the mesh in context.
+
+    Raises:
+      CheckpointError: the step cannot be restored.
+    """
+    # What is stored is read as what it was, so that its hash can be compared.
+    dtype = jnp.dtype(start.config.model.param_dtype)
+    specs = states.state_specs(start.config, start.model)
+    like = {
+        "lora": spec.abstract_params(specs["lora"], jnp.float32, mesh),
+        "model": spec.abstract_params(specs["model"], dtype, mesh),
+    }
+    with Checkpoints(start.run / "checkpoints") as checkpoints:
+        restored, step = checkpoints.restore_params(like, start.step)
+        for note in checkpoints.notes(step):
+            print(note, file=sys.stderr)
+    params = restored["model"]
+    lora = states.adapters(restored, start.config)
+    if lora is not None:
+        params = jax.jit(lambda params, adapters: merge(params, replace(lora, params=adapters)))(
+            params, lora.params
+        )
+    if model.vocab_size != start.model.vocab_size:
+        params, _ = resize_vocab(params, start.model, model.vocab_size)
+    if copies:
+        flat = spec.flatten(params)
+        for path, axis in VOCAB_AXIS.items():
+            if path in flat:
+                table = np.array(flat[path])
+                fill_rows(table, axis, copies, start.model.vocab_size)
+                flat[path] = table
+        params = spec.unflatten(flat)
+    placed = spec.shardings(transformer.param_specs(model), mesh)
+    kind = jnp.dtype(model.param_dtype)
+    return jax.tree.map(lambda x, s: jax.device_put(x.astype(kind), s), params, placed)
 
 
 def with_backspace_row(

@@ -13,7 +13,7 @@ import numpy as np
 from reasoning_jax import screen
 from reasoning_jax.analysis import latent_probe as lp
 from reasoning_jax.analysis import summary
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import Assembly
 from reasoning_jax.commands.load import Trained, load_assembly, restore
 from reasoning_jax.config import Config, ConfigError
@@ -50,7 +50,7 @@ def probe(
     Raises:
       ConfigError: a run without thoughts or not on ProsQA's questions, or a prompt that is none.
     """
-    assembly = load_assembly(config, workdir)
+    assembly = load_assembly(config, workdir, sources.EVALUATE)
     if assembly.thoughts is None or not config.latent.c_thought:
         raise ConfigError(
             f"probe needs a run with thoughts; {workdir} has latent.mode={config.latent.mode!r}, "

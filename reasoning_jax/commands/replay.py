@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_jax import devices, screen
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.load import load_assembly
 from reasoning_jax.commands.train import make_run
 from reasoning_jax.config import Config, ConfigError
@@ -34,7 +34,7 @@ def replay(config: Config, workdir: Path, step: int, out: Path | None, faults: s
     if step < 1 or step > config.train.steps:
         raise ConfigError(f"--step={step}: the run has steps 1 to {config.train.steps}")
     runfolder.check_same_run(workdir, config)
-    assembly = load_assembly(config, workdir)
+    assembly = load_assembly(config, workdir, sources.REPLAY)
     devices.tell()
     plan = fault_plans.parse(faults)
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -16,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_jax import paths
-from reasoning_jax.config import Config, ConfigError, to_dict, warmup_steps
-from reasoning_jax.config_check import from_dict
-from reasoning_jax.config_fields import MAX_INT, show
-from reasoning_jax.durable import open_locked, replace_text
+from reasoning_jax.config import (
+    SOURCES,
+    Config,
+    ConfigError,
+    ModelConfig,
+    to_dict,
+    warmup_steps,
+)
+from reasoning_jax.config_check import from_dict, model_from_dict
+from reasoning_jax.config_fields import MAX_INT, flat, show
+from reasoning_jax.durable import lock_owner, open_locked, replace_text
 from reasoning_jax.train.rows import read_rows
 from reasoning_jax.vocab import Vocab, VocabError
 from reasoning_jax.weights import Companions, read_companions
@@ -32,6 +40,7 @@ _RENAMED = (("train", "keep_checkpoints", "keep_last"),)
 _OLD_DEFAULTS = (("sequencematch", "horizon", 0), ("replay", "noise_rate", 0.0))
 # The place in the data is counted in batches.
 _FIXED = ("train.batch_rows",)
+MODEL = "model.json"
 # What came with the pretrained weights and goes with what is exported.
 _PRETRAINED = "pretrained"
 _LOCK = "lock"
@@ -79,7 +88,8 @@ def with_new_defaults(values: Any) -> Any:
 def check_same_run(workdir: Path, config: Config) -> None:
     """Refuse to continue an existing run with a config that would make it another run.
 
-    A folder in which no step was made is no run, and takes any config.
+    A folder in which no step was made is no run, and takes any config. Another place of a source is
+    not refused here: `commands.sources` compares the contents.
 
     Raises:
       ConfigError: more differs than the length of training, evaluation, sampling or mesh; or there
@@ -103,12 +113,21 @@ def check_same_run(workdir: Path, config: Config) -> None:
     # compared as it stands, and differs.
     with contextlib.suppress(ConfigError):
         before = to_dict(from_dict(before))
-    fixed = deciding(changed_keys(before, to_dict(config)))
+    after = to_dict(config)
+    fixed = [k for k in deciding(changed_keys(before, after)) if not other_place(before, after, k)]
     if fixed:
         raise ConfigError(
             f"{workdir} holds a run with another config; changed: {', '.join(fixed[:5])}.\n"
             "Use another --workdir, or the same values to continue it"
         )
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether a folder is that of a run which has made a step; not one that cannot be read."""
+    try:
+        return (workdir / "config.json").exists() and has_begun(workdir)
+    except (OSError, ValueError):
+        return False
 
 
 def _same_warmup(before: Any, config: Config) -> None:
@@ -200,8 +219,12 @@ def not_writable(folder: Path) -> str:
     return "its file system is read-only" if read_only else "permission denied"
 
 
-def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab) -> None:
+def open_run(
+    workdir: Path, config: Config, overrides: Sequence[str], vocab: Vocab, model: ModelConfig
+) -> None:
     """Create the run folder, or note the present config in an existing one.
+
+    `vocab.json` and `model.json` make a checkpoint readable without what the run began from.
 
     Raises:
       ConfigError: the folder cannot be written.
@@ -212,6 +235,8 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
             _forget_start(workdir)
         if not (workdir / "vocab.json").exists():
             write_json(workdir / "vocab.json", vocab.to_dict())
+        if not (workdir / MODEL).exists():
+            write_json(workdir / MODEL, dataclasses.asdict(model))
         write_json(workdir / "config.json", to_dict(config))
         write_json(workdir / "overrides.json", list(overrides))
     except OSError as error:
@@ -220,7 +245,7 @@ def open_run(workdir: Path, config: Config, overrides: Sequence[str], vocab: Voc
 
 def _forget_start(workdir: Path) -> None:
     """Remove what a start that made no step has left: another one may decide otherwise."""
-    for name in ("vocab.json", "measured.json", "eval/step_00000000.json",
+    for name in ("vocab.json", MODEL, "measured.json", "eval/step_00000000.json",
                  "samples/step_00000000.jsonl"):  # fmt: skip
         (workdir / name).unlink(missing_ok=True)
     shutil.rmtree(workdir / _PRETRAINED, ignore_errors=True)
@@ -281,6 +306,43 @@ def read_vocab(workdir: Path) -> Vocab:
         return Vocab.from_dict(values)
     except VocabError as error:
         raise VocabError(f"{path}: {error}") from None
+
+
+def read_model(workdir: Path) -> ModelConfig | None:
+    """The architecture of a run; None where an older version did not write it down.
+
+    Raises:
+      ConfigError: naming the file.
+    """
+    path = workdir / MODEL
+    if not path.exists():
+        return None
+    try:
+        return model_from_dict(read_json(path), "")
+    except ConfigError as error:
+        named = "" if str(path) in str(error) else f"{path}: "
+        raise ConfigError(f"{named}{error}") from None
+
+
+def shape_note(workdir: Path, path: str) -> str:
+    return (
+        f"{workdir} is of a version that wrote no {MODEL}: the model's architecture is read from "
+        f"weights.path={path}"
+    )
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of which there are checkpoints, ascending; whether they are intact is not asked."""
+    try:
+        names = [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()]
+    except OSError:
+        return []
+    return sorted(int(n) for n in names if n.isascii() and n.isdecimal() and str(int(n)) == n)
+
+
+def trainer(workdir: Path) -> str | None:
+    """Who trains in this folder now, "process 12 on host"; None for nobody."""
+    return lock_owner(workdir / _LOCK)
 
 
 def read_horizon(workdir: Path) -> int | None:
@@ -352,6 +414,11 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
         ]
     same = json.dumps(before) == json.dumps(after)
     return [] if same else [prefix[:-1]]
+
+
+def other_place(before: Any, after: Any, key: str) -> bool:
+    """Whether two configs differ in `key` by the place of a source alone."""
+    return key in SOURCES and bool(flat(before).get(key)) and bool(flat(after).get(key))
 
 
 def deciding(keys: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from reasoning_jax import screen
+from reasoning_jax.commands import sources
 from reasoning_jax.commands.assemble import (
     Assembly,
     answer_plan,
@@ -50,7 +51,7 @@ def sample(
     With a curriculum, behind each prompt stand the thoughts of the checkpoint's stage or of
     evaluate.thoughts.
     """
-    assembly = load_assembly(config, workdir, with_data=False)
+    assembly = load_assembly(config, workdir, sources.SAMPLE)
     # What is not legal is refused before a backend starts, which the stage would need.
     for prompt in prompts:
         given_ids(assembly, prompt, None)

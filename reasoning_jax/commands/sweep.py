@@ -18,8 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reasoning_jax.commands import runfolder
-from reasoning_jax.config import Config, ConfigError, to_dict
+from reasoning_jax.commands import runfolder, sources
+from reasoning_jax.config import SOURCES, Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.config_fields import show
 from reasoning_jax.exit_codes import EXIT_EVALUATION, EXIT_OK
@@ -232,8 +232,13 @@ def check_sweep(runs: Sequence[SweepRun], workdir: Path) -> None:
             f"{workdir} holds a sweep of {len(saved)} runs, now there are {len(present)}; a sweep "
             "may only grow at its end, or use another --workdir"
         )
+    moved = False
     for i, (before, now) in enumerate(zip(saved, present)):
-        if before == now:
+        same = [before[key] == now[key] for key in ("name", "overrides", "but_places")]
+        if before["config"] == now["config"] and all(same[:2]):
+            continue
+        if all(same):
+            moved = True
             continue
         what = f"run {i} was {before['name']} {json.dumps(before['overrides'])}"
         if (before["name"], before["overrides"]) == (now["name"], now["overrides"]):
@@ -242,6 +247,10 @@ def check_sweep(runs: Sequence[SweepRun], workdir: Path) -> None:
             f"{workdir} holds another sweep: {what[:300]}.\n"
             "A sweep may only grow at its end; use another --workdir, or what it was begun with"
         )
+    if moved:
+        # Sources at other places: those runs that were begun know what these held.
+        for run in runs:
+            sources.settle(run.config, workdir / run.name, sources.TRAIN)
 
 
 def _says(own: Any, arg: str) -> bool:
@@ -259,14 +268,20 @@ def _points_without_arg(call: Callable[..., Any]) -> Points | None:
 def _entries(runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
     """The runs as sweep.json holds them."""
     entries = [
-        {"name": run.name, "overrides": dict(run.overrides), "config": _digest(run.config)}
+        {
+            "name": run.name,
+            "overrides": dict(run.overrides),
+            "config": _digest(run.config),
+            "but_places": _digest(run.config, places=False),
+        }
         for run in runs
     ]
     return json.loads(json.dumps(entries))
 
 
-def _digest(config: Config) -> str:
-    """A hash of what makes a config another run, where it is not the default.
+def _digest(config: Config, *, places: bool = True) -> str:
+    """A hash of what makes a config another run, where it is not the default; without `places` of
+    sources only which there are.
 
     A new key with a default therefore changes no digest.
     """
@@ -277,7 +292,7 @@ def _digest(config: Config) -> str:
         leaf: Any = values
         for name in key.split("."):
             leaf = leaf.get(name)
-        leaves[key] = leaf
+        leaves[key] = leaf if places or key not in SOURCES else bool(leaf)
     return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -291,7 +306,13 @@ def _read(workdir: Path) -> list[dict[str, Any]]:
     values = runfolder.read_json(path)
     try:
         runs = [
-            {"name": str(run["name"]), "overrides": run["overrides"], "config": run["config"]}
+            {
+                "name": str(run["name"]),
+                "overrides": run["overrides"],
+                "config": run["config"],
+                # Older versions did not write it.
+                "but_places": run.get("but_places"),
+            }
             for run in values["runs"]
         ]
     except (KeyError, TypeError):

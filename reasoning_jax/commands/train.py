@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 
 from reasoning_jax import devices, screen, sharding
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import (
     Assembly,
     assemble,
@@ -24,6 +25,7 @@ from reasoning_jax.commands.assemble import (
 )
 from reasoning_jax.commands.estimate import expected_time
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained
+from reasoning_jax.commands.start import state_hash
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
 from reasoning_jax.data.batch import Batch
@@ -40,7 +42,13 @@ from reasoning_jax.train import loop, losses
 from reasoning_jax.train import state as states
 from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
-from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
+from reasoning_jax.train.program import (
+    Program,
+    abstract_state,
+    fresh_state,
+    make_program,
+    plan_memory,
+)
 from reasoning_jax.vocab import LATENT
 from reasoning_jax.weights import read_companions
 
@@ -63,22 +71,23 @@ def train(
     """
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
+    settled = sources.settle(config, workdir, sources.TRAIN)
+    config = settled.config
     with screen.doing("reading the data and the vocabulary"):
-        begun = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
-        assembly = assemble(
-            config,
-            runfolder.read_vocab(workdir) if begun else None,
-            saved_horizon=runfolder.read_horizon(workdir) if begun else None,
-        )
+        assembly = _assembled(config, workdir)
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
 
     # Its source may go away: what a run does not need and an export does is kept from the start.
     kept = None
-    if config.weights.path and not runfolder.has_begun(workdir):
-        kept = read_companions(config.weights.path)
+    if not runfolder.has_begun(workdir):
+        if config.weights.path:
+            kept = read_companions(config.weights.path)
+        elif assembly.start is not None:
+            kept = runfolder.read_pretrained(assembly.start.run)
 
     def begin() -> None:
-        runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        sources.record(workdir, config, settled, start)
+        runfolder.open_run(workdir, config, overrides, assembly.vocab, assembly.model)
         if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
             runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
@@ -88,8 +97,10 @@ def train(
     with runfolder.opened(workdir):
         found = devices.start()
         mesh_shape = check_machine(assembly)
+        start = _start_record(assembly)
         if not quiet:
-            for note in (*assembly.notes, *(kept.notes if kept is not None else ())):
+            kept_notes = kept.notes if kept is not None else ()
+            for note in (*settled.notes, *assembly.notes, *kept_notes):
                 print(note)
             print(f"{spec.count_params(program.specs):,} parameters, on {found}")
             if line := devices.remark():
@@ -124,18 +135,24 @@ def make_run(
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        what = "loading the weights" if config.weights.path else "making the parameters"
-        with screen.doing(what):
-            state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
         with screen.doing("opening the data"):
             source = make_source(assembly, mesh)
             evaluate = _not_evaluated
             if evaluated:
                 evaluate = make_evaluate(assembly, mesh, workdir, source)
+
+        def init() -> states.TrainState:
+            begins_from = config.weights.path or config.start.run
+            with screen.doing("loading the weights" if begins_from else "making the parameters"):
+                return fresh_state(program, mesh, load_pretrained(assembly, mesh))
+
         yield loop.Run(
-            config, assembly.model, workdir, state, source, program.step, program.gradients,
-            evaluate, {"config": to_dict(config)}, debug,
+            config, assembly.model, workdir, abstract_state(program, mesh),
+            init, source, program.step, program.gradients, evaluate,
+            {"config": to_dict(config)}, debug,
             states.make_reset_optimizer(program.tx, program.trained), plan,
+            # So that the run that it starts from may go away.
+            save_start=assembly.start is not None,
         )  # fmt: skip
 
 
@@ -227,16 +244,24 @@ def check_machine(assembly: Assembly) -> tuple[int, int, int]:
     return check_devices(config, assembly.model, jax.device_count())
 
 
-def dry_run(config: Config) -> int:
-    """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
+def dry_run(config: Config, workdir: Path | None = None) -> int:
+    """Print shapes, parameters, memory per device and the batch tree; allocate nothing.
+
+    With the folder of a run these are those of going on with it.
+    """
+    notes = ()
+    if workdir is not None:
+        runfolder.check_same_run(workdir, config)
+        settled = sources.settle(config, workdir, sources.TRAIN)
+        config, notes = settled.config, settled.notes
     with screen.doing("reading the data and the vocabulary"):
-        assembly = assemble(config)
+        assembly = _assembled(config, workdir)
     program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
     devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        for note in assembly.notes:
+        for note in (*notes, *assembly.notes):
             print(note)
         print(batch_tree(config, mesh_shape))
         print(parameter_table(program, mesh))
@@ -377,3 +402,31 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
     replace_text(folder / f"step_{step:08d}.jsonl", "".join(lines))
+
+
+def _assembled(config: Config, workdir: Path | None) -> Assembly:
+    """The parts of a run that begins or goes on in `workdir`. Where nothing is saved of a run that
+    starts from another, it begins anew.
+    """
+    if workdir is None or not runfolder.is_run(workdir):
+        return assemble(config, workdir=workdir)
+    if config.start.run and not runfolder.saved_steps(workdir):
+        return assemble(config, workdir=workdir)
+    model = runfolder.read_model(workdir)
+    assembly = assemble(
+        config, runfolder.read_vocab(workdir), saved_model=model, workdir=workdir,
+        saved_horizon=runfolder.read_horizon(workdir),
+    )  # fmt: skip
+    if model is None and config.weights.path:
+        note = runfolder.shape_note(workdir, config.weights.path)
+        assembly = dataclasses.replace(assembly, notes=(*assembly.notes, note))
+    return assembly
+
+
+def _start_record(assembly: Assembly) -> sources.Record | None:
+    """What the run begins with, where that is another run that is still needed."""
+    start = assembly.start
+    if start is None:
+        return None
+    held = state_hash(start.run, start.step)
+    return sources.Record(os.path.realpath(start.run), held, step=start.step)

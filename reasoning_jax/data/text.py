@@ -77,7 +77,7 @@ class TextSource:
         self.path = os.fsdecode(path)
         self.window_chars = window_chars
         self.split = split
-        self._files = _text_files(self.path)
+        self._files = text_files(self.path)
         self._stamps: list[tuple[int, int]] = []
         # One entry a window.
         self._file_of, self._starts = array("I"), array("Q")
@@ -204,7 +204,7 @@ class TextSource:
             setattr(self, name, array(column.typecode, itertools.compress(column, wanted)))
 
 
-def _text_files(path: str) -> list[str]:
+def text_files(path: str) -> list[str]:
     """The file itself, or the files of a folder, sorted by the parts of their names."""
     try:
         mode = os.stat(path).st_mode

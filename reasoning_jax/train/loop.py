@@ -56,6 +56,9 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 class Run:
     """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics.
 
+    `like` has the shapes and shardings of the state; `init` makes that of step 0: where there is a
+    checkpoint it is not called, and what the run began from need not be there. With `save_start`
+    step 0 is saved before the first step. `state` is the last one, after training.
     `reset_optimizer` is called where the source says that a step begins with a new optimizer;
     `begin` when nothing is left that could refuse the run, before its first file is written.
     """
@@ -63,7 +66,8 @@ class Run:
     config: Config
     model: ModelConfig
     workdir: Path
-    state: TrainState
+    like: TrainState
+    init: Callable[[], TrainState]
     source: BatchSource
     step: Step
     gradients: Gradients
@@ -73,6 +77,8 @@ class Run:
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
     faults: FaultPlan = NO_FAULTS
     begin: Callable[[], None] = lambda: None
+    save_start: bool = False
+    state: TrainState | None = None
 
 
 def restore_if_any(
@@ -95,8 +101,8 @@ def restore_if_any(
         )
     checkpoints.clean()
     if fresh:
-        return run.state, {}
-    state, place, meta, arrays = checkpoints.restore(run.state, arrays=run.source.arrays())
+        return run.init(), {}
+    state, place, meta, arrays = checkpoints.restore(run.like, arrays=run.source.arrays())
     for note in checkpoints.notes(int(state.step)):
         say(note)
     for step in checkpoints.damaged:
@@ -211,6 +217,9 @@ class _Loop:
 
     def go(self, preemption: Preemption) -> int:
         config, faults = self.config, self.run.faults
+        if self.run.save_start and self.checkpoints.latest() is None:
+            self.save()
+            self.finish_save(0)
         if self.start >= config.steps:
             self.writer.say(
                 f"already at step {self.start} of {config.steps}; for more set "

@@ -97,7 +97,14 @@ def abstract_state(program: Program, mesh: jax.sharding.Mesh) -> states.TrainSta
         "model": spec.abstract_params(program.specs["model"], dtype, mesh),
     }
     init: Callable[..., Any] = lambda p: program.tx.init(states.split(p, program.trained)[0])  # noqa: E731
-    opt_state = jax.eval_shape(init, params)
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        # A trace names an abstract mesh, and of what is made of no parameter none at all.
+        split = sharding.P() if leaf.sharding is None else leaf.sharding.spec
+        place = jax.NamedSharding(mesh, split)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    opt_state = jax.tree.map(placed, jax.eval_shape(init, params))
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
     return states.TrainState(scalar, params, opt_state)  # pyright: ignore[reportArgumentType]
 

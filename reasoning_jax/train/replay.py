@@ -29,14 +29,15 @@ class Replayed:
 
 def replay_step(run: Run, checkpoints: Checkpoints, step: int) -> Replayed:
     """Take the steps up to `step`, look at its gradients, and take it too."""
-    state, notes = run.state, ()
+    notes = ()
     try:
         arrays = run.source.arrays()
-        state, place, _, saved = checkpoints.restore(run.state, arrays=arrays, before=step)
+        state, place, _, saved = checkpoints.restore(run.like, arrays=arrays, before=step)
         notes = tuple(checkpoints.notes(int(state.step)))
         run.source.restore(place)
         run.source.restore_arrays(saved)
     except CheckpointError as error:
+        state = run.init()
         notes = (f"{str(error).splitlines()[0]}; beginning at the start",)
     began = int(state.step)
     while int(state.step) < step - 1:

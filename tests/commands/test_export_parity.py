@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from reasoning_jax import main, weights
+from reasoning_jax.commands import sources
 from reasoning_jax.commands.load import load_trained
 from reasoning_jax.commands.runfolder import read_config
 from reasoning_jax.config_check import from_dict
@@ -109,7 +110,7 @@ def check_greedy(run, out, prompts):
 def assemble_of(run):
     from reasoning_jax.commands.load import load_assembly
 
-    return load_assembly(from_dict(read_config(run)), run, with_data=False)
+    return load_assembly(from_dict(read_config(run)), run, sources.SAMPLE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
