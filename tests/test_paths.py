@@ -61,7 +61,7 @@ def one_device(unoptimised):
 def trained(tmp_path_factory):
     """A run whose folder and whose config's folder have the worst names."""
     config = tiny_run(
-        evaluate={"problems": 2, "corrupt_tokens": 0}, sampling={"max_actions": 2},
+        evaluate={"problems": 2, "corrupt_tokens": 0}, sampling={"max_actions": 4},
         vocab={"backspace": False}, noise={"rate": 0.0}, objective={"name": "mle"},
     )  # fmt: skip
     return train(config, tmp_path_factory.mktemp("paths"))
