@@ -209,7 +209,7 @@ def test_the_markers_of_thought_start_as_told(folder):
         with pytest.raises(ConfigError, match=message):
             run_of(folder, vocab={"kind": "weights", "latent": True},
                    weights={"path": str(folder), "latent_rows": rows})  # fmt: skip
-    with pytest.raises(ConfigError, match="has no effect without vocab.latent"):
+    with pytest.raises(ConfigError, match="has no effect without vocab"):
         run_of(folder, weights={"path": str(folder), "latent_rows": "<<"})
 
 
