@@ -62,7 +62,8 @@ def config_of(length: int, rate: float, objective: str, layout: str) -> rc.Confi
     values["train"] |= {"batch_rows": ROWS, "steps": 100_000}
     values["optimizer"]["warmup_steps"] = 10
     if objective == "sequencematch":
-        values["sequencematch"] |= {"bc_steps": WARM_UP, "start": "prompt", "gamma": 0.99}
+        match = {"bc_steps": WARM_UP, "start": "prompt", "gamma": 0.99, "horizon": 0}
+        values["sequencematch"] |= match
     return from_dict(values)
 
 

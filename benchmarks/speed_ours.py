@@ -88,6 +88,9 @@ class Constant:
     def describe(self) -> Callable[[], dict[str, Any]]:
         return dict
 
+    def seconds(self) -> dict[str, float]:
+        return {}
+
 
 class Training:
     """Steps of AdamW on one batch; metrics are made, as in a run."""

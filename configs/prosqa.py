@@ -30,6 +30,7 @@ def get_config(arg: str = ""):
     config.model.head_dim = 16
     config.model.d_ff = 192
     config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_fraction = 1 / 15
     config.train.steps = 1500
     config.train.batch_rows = 64
     config.train.evaluate_every_steps = 500

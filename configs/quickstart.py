@@ -27,10 +27,9 @@ def get_config(arg: str = ""):
     config.noise.rate = 0.1 if arg.objective in ("bc", "sequencematch") else 0.0
     config.data.seq_len = 16
     if arg.objective == "sequencematch":
-        # Time starts at the answer, which has three or four actions; as many weigh one in the loss.
+        # Time starts at the answer, which has three or four actions.
         config.sequencematch.start = "prompt"
         config.sequencematch.gamma = 0.99
-        config.sequencematch.horizon = 4
         config.sequencematch.value_weight_data = 1.0
         config.sequencematch.bc_steps = 1000
         config.sequencematch.anneal_steps = 200

@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reasoning_jax.config_argument import parse_assignments
 from reasoning_jax.config_fields import (
+    COLDEST,
+    HUGE,
+    MAX_SECONDS,
+    TINY,
     ConfigError,
-    article,
     choice,
-    int_hint,
     nearest_name,
     number,
     show,
@@ -35,7 +38,7 @@ __all__ = [
     "MeshConfig", "ModelConfig", "NoiseConfig", "ObjectiveConfig", "OptimizerConfig",
     "ReplayConfig", "SamplingConfig", "SequenceMatchConfig", "TaskConfig", "TrainConfig",
     "VocabConfig", "WeightsConfig", "check_choice", "default_config", "nearest_name",
-    "parse_arg", "to_dict",
+    "parse_arg", "to_dict", "warmup_steps",
 ]  # fmt: skip
 
 
@@ -67,18 +70,18 @@ class ModelConfig:
     head_dim: int = number(32, 1)
     d_ff: int = number(512, 1)
     norm: str = choice("rmsnorm", "layernorm")
-    norm_eps: float = number(1e-5, 0.0, 1.0)
+    norm_eps: float = number(1e-5, TINY, 1.0)
     position: str = choice("rope", "learned", "none")
     max_positions: int = number(1024, 1)
-    rope_theta: float = number(10_000.0, 1.0)
+    rope_theta: float = number(10_000.0, 1.0, 1e30)
     rope_scaling: str = choice("llama3", "linear", "yarn")
-    rope_factor: float = number(1.0, 1.0)
-    rope_low_frequency: float = number(1.0, 0.0)
-    rope_high_frequency: float = number(4.0, 0.0)
+    rope_factor: float = number(1.0, 1.0, HUGE)
+    rope_low_frequency: float = number(1.0, 0.0, HUGE)
+    rope_high_frequency: float = number(4.0, 0.0, HUGE)
     rope_original_positions: int = number(8192, 1)
-    rope_beta_fast: float = number(32.0, above=0.0)
-    rope_beta_slow: float = number(1.0, above=0.0)
-    rope_attention_factor: float = number(0.0, 0.0)
+    rope_beta_fast: float = number(32.0, TINY, HUGE)
+    rope_beta_slow: float = number(1.0, TINY, HUGE)
+    rope_attention_factor: float = number(0.0, 0.0, HUGE, least=TINY)
     rope_truncate: bool = True
     mlp: str = choice("swiglu", "gelu")
     tied_embeddings: bool = True
@@ -150,6 +153,11 @@ class DataConfig:
     `source` "text" is a folder of .txt files (or one): each document is read in windows of
     `window_chars` characters (0: what `seq_len` positions hold), without question or steps.
 
+    `columns` names the columns of a "jsonl" source, ("question=prompt", "answer=text"); "steps=" is
+    no steps. Without it the common names are known (docs/data.md). `bad_rows`: whether records that
+    cannot be read, encoded, held by a row or judged right are refused before the first step, or
+    left out and counted.
+
     `reshuffle_edges` puts the edges and the two choices of a ProsQA question into a new order each
     time it is trained on.
     """
@@ -157,6 +165,8 @@ class DataConfig:
     source: str = choice("task", "jsonl", "tfds", "text")
     path: str = ""
     validation_path: str = ""
+    columns: tuple[str, ...] = ()
+    bad_rows: str = choice("refuse", "skip")
     train_problems: int = number(100_000, 1)
     seq_len: int = number(64, 2)
     pack_examples: bool = False
@@ -184,23 +194,35 @@ class NoiseConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer. `freeze` and `no_decay` are regular expressions over parameter paths; one that
-    matches nothing is an error. `accumulate` splits a batch into that many sequential parts.
+    matches nothing is an error, but for the default of `no_decay`. `accumulate` splits a batch into
+    that many sequential parts.
+
+    The learning rate rises from 0 over the first `warmup_fraction` of train.steps, whatever their
+    number; `warmup_steps` from 0 on says a number of steps instead.
     """
 
     name: str = choice("adamw", "lion", "adafactor", "muon", "sgd")
-    learning_rate: float = number(1e-3, above=0.0)
+    learning_rate: float = number(1e-3, TINY, HUGE)
     schedule: str = choice("cosine", "constant", "linear", "wsd")
-    warmup_steps: int = number(100, 0)
+    warmup_steps: int = number(-1, -1)
+    warmup_fraction: float = number(0.05, 0.0, below=1.0)
     decay_fraction: float = number(0.2, 0.0, 1.0)
     final_fraction: float = number(0.1, 0.0, 1.0)
-    weight_decay: float = number(0.1, 0.0)
+    weight_decay: float = number(0.1, 0.0, HUGE)
     b1: float = number(0.9, 0.0, below=1.0)
     b2: float = number(0.98, 0.0, below=1.0)
-    eps: float = number(1e-8, 0.0)
-    clip_norm: float = number(1.0, 0.0)
+    eps: float = number(1e-8, TINY, HUGE)
+    clip_norm: float = number(1.0, 0.0, 1e30, least=TINY)
     accumulate: int = number(1, 1)
     no_decay: tuple[str, ...] = ("norm|bias|embedding",)
     freeze: tuple[str, ...] = ()
+
+
+def warmup_steps(optimizer: OptimizerConfig, steps: int) -> int:
+    """Steps of warm-up in a training of `steps`: as many as are set, or their share of all."""
+    if optimizer.warmup_steps >= 0:
+        return optimizer.warmup_steps
+    return min(round(optimizer.warmup_fraction * steps), max(steps - 1, 0))
 
 
 @dataclass(frozen=True)
@@ -210,7 +232,7 @@ class LoraConfig:
     """
 
     rank: int = number(0, 0)
-    alpha: float = number(16.0, 0.0)
+    alpha: float = number(16.0, 0.0, HUGE)
     targets: tuple[str, ...] = ("layers/attention/(query|key|value|output)", "layers/mlp/")
     train_also: tuple[str, ...] = ()
 
@@ -245,7 +267,7 @@ class TrainConfig:
     keep_every_steps: int = number(0, 0)
     skipped_steps_limit: int = number(10, 1)
     hash_every_logs: int = number(1, 0)
-    peak_flops: float = number(0.0, 0.0)
+    peak_flops: float = number(0.0, 0.0, 1e30)
 
 
 @dataclass(frozen=True)
@@ -256,16 +278,19 @@ class WatchdogConfig:
     """
 
     enabled: bool = True
-    step_s: float = number(60.0, above=0.0)
-    step_medians: float = number(10.0, 1.0)
-    compile_s: float = number(3600.0, above=0.0)
-    checkpoint_s: float = number(900.0, above=0.0)
-    evaluate_s: float = number(7200.0, above=0.0)
+    step_s: float = number(60.0, 1e-3, MAX_SECONDS)
+    step_medians: float = number(10.0, 1.0, HUGE)
+    compile_s: float = number(3600.0, 1e-3, MAX_SECONDS)
+    checkpoint_s: float = number(900.0, 1e-3, MAX_SECONDS)
+    evaluate_s: float = number(7200.0, 1e-3, MAX_SECONDS)
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+    """Decoding. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. Actions that tie at
+    the border of top_k or top_p are all kept. These settings are of `sample`, `evaluate` and the
+    evaluations of `train`; rollouts have a temperature of their own (`replay.temperature`) and no
+    filters.
 
     `max_actions` counts everything executed, backspaces too; `max_new_tokens` bounds how much
     visible text there can be beyond the prompt (0: max_actions). At either limit <eos> is forced.
@@ -278,7 +303,7 @@ class SamplingConfig:
     method: str = choice("sample", "contrastive")
     contrastive_candidates: int = number(4, 1)
     contrastive_penalty: float = number(0.6, 0.0, 1.0)
-    temperature: float = number(1.0, 0.0, 100.0)
+    temperature: float = number(1.0, 0.0, 100.0, least=COLDEST)
     top_k: int = number(0, 0)
     top_p: float = number(1.0, high=1.0, above=0.0)
     min_p: float = number(0.0, 0.0, 1.0)
@@ -345,35 +370,47 @@ class Config:
 
 def default_config() -> Any:
     """The defaults as a mutable `ml_collections.ConfigDict`, for a config file to start from."""
+    return as_config_dict(to_dict(Config()))
+
+
+def as_config_dict(values: dict[str, Any]) -> Any:
+    """A config's nested dicts as a ConfigDict, in which keys of a word or a number take either."""
     from ml_collections import config_dict
 
-    return config_dict.ConfigDict(to_dict(Config()), convert_dict=True)
+    found: Any = config_dict.ConfigDict(values, convert_dict=True)
+    for key in keys_of_word_or_int():
+        section, _, name = key.partition(".")
+        if isinstance(values.get(section), dict) and name in values[section]:
+            found[section][name] = config_dict.FieldReference(values[section][name], object)
+    return found
+
+
+def keys_of_word_or_int() -> list[str]:
+    """The dotted names of the keys that take a number or a word ("auto")."""
+    return [
+        f"{section.name}.{f.name}"
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.default)
+        for f in dataclasses.fields(section.default)
+        if f.type == "int | str"
+    ]
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """Parse the ARG of `--config=FILE:ARG`, "seed=1,objective=bc", over typed defaults.
 
-    A bare word sets the boolean of that name. Returns a ConfigDict of the defaults and their types,
-    which are bool, int, float or str.
+    A bare word sets the boolean of that name. Text may hold commas and signs of equality, as in
+    "weights=runs/lr=0.1,seed=0": it ends where the name of another argument follows a comma. Where
+    that leaves a doubt, an existing path is taken whole, and quotes settle it:
+    "weights='runs/a,seed=0',seed=1". Returns a ConfigDict of the defaults and their types, which
+    are bool, int, float or str.
 
     Raises:
       ConfigError: an unknown name, or a value that is not of its default's type.
     """
     from ml_collections import config_dict
 
-    values = dict(defaults)
-    for part in filter(None, (arg or "").split(",")):
-        name, given, text = part.partition("=")
-        if name not in defaults:
-            raise ConfigError(
-                f"config argument {show(name)} is unknown{nearest_name(name, defaults)}"
-            )
-        if not given and not isinstance(defaults[name], bool):
-            raise ConfigError(
-                f"config argument {name} needs a value, as in {name}={defaults[name]}"
-            )
-        values[name] = _parse_as(name, text if given else "true", defaults[name])
-    return config_dict.ConfigDict(values)
+    return config_dict.ConfigDict({**defaults, **parse_assignments(arg or "", defaults)})
 
 
 def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, Any]) -> None:
@@ -384,19 +421,6 @@ def check_choice(name: str, value: str, options: Sequence[str] | Mapping[str, An
             f"{name} must be one of {', '.join(options)}; got {show(value)}"
             f"{hint if hint.endswith('?') else ''}"
         )
-
-
-def _parse_as(name: str, text: str, default: Any) -> Any:
-    kind = type(default)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return kind(text)
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"config argument {name} must be {article(kind.__name__)}, got {show(text)} "
-            f"(default {default!r}){int_hint(kind, text)}"
-        ) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,18 @@ from reasoning_jax.config import (
     WeightsConfig,
 )
 from reasoning_jax.config_check_objectives import check_latent, check_sequencematch
-from reasoning_jax.config_fields import SHOWN, article, as_tuple, int_hint, nearest_name, show
+from reasoning_jax.config_fields import (
+    LEAST_FLOAT,
+    MOST_FLOAT,
+    SHOWN,
+    article,
+    as_float32,
+    as_tuple,
+    int_hint,
+    nearest_name,
+    show,
+)
+from reasoning_jax.config_unread import check_read
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -101,6 +113,18 @@ def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
         return tuple(_checked(f"{key}[{i}]", v, element, {}) for i, v in enumerate(value))
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**1000 else math.inf
+    if isinstance(kind, types.UnionType):
+        # A word or a number: whatever is no number is judged as a word.
+        if type(value) is str and value in rules["choices"]:
+            return value
+        if type(value) is not int:
+            word = rules["choices"][0]
+            near = nearest_name(value, (word,)) if isinstance(value, str) else ""
+            raise ConfigError(
+                f'{key} must be "{word}" or an int, got {show(value)} ({type(value).__name__})'
+                f"{near if near.endswith('?') else int_hint(int, value)}"
+            )
+        kind, rules = int, {**rules, "choices": None}
     if type(value) is not kind:
         got = f"{show(value)} ({type(value).__name__})"
         raise ConfigError(
@@ -108,7 +132,8 @@ def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
         )
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{key} must be finite, got {value!r}")
-    low, high, above, below = (rules.get(name) for name in ("low", "high", "above", "below"))
+    names = ("low", "high", "above", "below", "least")
+    low, high, above, below, least = (rules.get(name) for name in names)
     if low is not None and value < low:
         raise ConfigError(f"{key} must be >= {low}, got {show(value)}; the nearest legal is {low}")
     if high is not None and value > high:
@@ -119,13 +144,36 @@ def _checked(key: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key} must be above {above}, got {show(value)}")
     if below is not None and value >= below:
         raise ConfigError(f"{key} must be below {below}, got {show(value)}")
+    if least is not None and 0 != abs(value) < least:
+        raise ConfigError(
+            f"{key} must be 0 or at least {least}, got {show(value)}; the nearest legal are 0 and "
+            f"{least}"
+        )
+    if kind is float:
+        _check_float32(key, value, above, below)
     choices = rules.get("choices")
     if choices and value not in choices:
         raise ConfigError(
             f"{key} must be one of {', '.join(choices)}; got {show(value)}"
-            f"{nearest_name(value, choices)}"
+            f"{nearest_name(str(value), choices)}"
         )
     return value
+
+
+def _check_float32(key: str, value: float, above: float | None, below: float | None) -> None:
+    """Refuse a number that is another one, or none, in the float32 that devices compute in."""
+    if value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
+        nearest = LEAST_FLOAT if abs(value) < LEAST_FLOAT else MOST_FLOAT
+        raise ConfigError(
+            f"{key}={value!r} is beyond float32, in which devices compute: its size must be from "
+            f"{LEAST_FLOAT:.4g} to {MOST_FLOAT:.4g}; the nearest is {nearest:.4g}"
+        )
+    for bound, word in ((above, "above"), (below, "below")):
+        if bound is not None and as_float32(value) == bound:
+            raise ConfigError(
+                f"{key} must be {word} {bound} in float32, in which devices compute; got "
+                f"{value!r}, which is {bound} there"
+            )
 
 
 def validate(config: Config) -> None:
@@ -170,7 +218,13 @@ def validate(config: Config) -> None:
             "scores the tokens of the question, and pairs cannot be predicted; use another "
             'objective, or vocab.kind="word"'
         )
-    if (data.source == "task") != (not data.path):
+    if data.source != "task" and not data.path:
+        what = "FOLDER" if data.source in ("text", "tfds") else "FILE"
+        raise ConfigError(
+            f'data.path is empty, and data.source="{data.source}" reads from there; write '
+            f"--config.data.path={what}"
+        )
+    if data.source == "task" and data.path:
         raise ConfigError(
             'data.path goes with data.source="jsonl", "tfds" or "text"; got '
             f"source={data.source!r}, path={show(data.path)}"
@@ -185,13 +239,18 @@ def validate(config: Config) -> None:
             'data.validation_path goes with data.source="jsonl"; got '
             f"source={data.source!r}, validation_path={show(data.validation_path)}"
         )
+    if data.columns and data.source != "jsonl":
+        raise ConfigError(
+            f'data.columns={show(data.columns)} goes with data.source="jsonl"; got '
+            f"source={data.source!r}"
+        )
     name = config.objective.name
     if config.noise.rate > 0 and name in ("mle", "unlikelihood"):
         raise ConfigError(
             f'noise.rate={config.noise.rate} has no effect on objective.name="{name}"; set '
             'noise.rate to 0, or the objective to "bc"'
         )
-    for key, rate in (("noise.rate", config.noise.rate), ("replay.noise_rate", replay.noise_rate)):
+    for key, rate in (("replay.noise_rate", replay.noise_rate), ("noise.rate", config.noise.rate)):
         if rate > 0 and not config.vocab.backspace:
             raise ConfigError(
                 f"{key}={rate} needs a vocabulary with <backspace>; set vocab.backspace=True or "
@@ -211,6 +270,7 @@ def validate(config: Config) -> None:
             f"objective.unlikelihood_weight={config.objective.unlikelihood_weight} has no effect "
             f'on objective.name="{name}"; leave it at {ObjectiveConfig.unlikelihood_weight}'
         )
+    check_read(config)
     check_sequencematch(config)
     check_latent(config)
     _check_attention(config)
@@ -223,12 +283,13 @@ def validate(config: Config) -> None:
     if optimizer.warmup_steps >= train.steps and optimizer.warmup_steps > 0:
         raise ConfigError(
             f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps="
-            f"{train.steps}"
+            f"{train.steps}; write --config.optimizer.warmup_steps={train.steps // 20}, or -1 for "
+            "the share optimizer.warmup_fraction of the steps"
         )
     if config.lora.train_also and not config.lora.rank:
         raise ConfigError(
             f"lora.train_also={config.lora.train_also} has no effect with lora.rank=0; set a rank, "
-            "or use optimizer.freeze"
+            "or write --config.lora.train_also=() and use optimizer.freeze"
         )
     if config.lora.rank and optimizer.freeze:
         raise ConfigError("lora.rank > 0 already freezes the base; use lora.train_also, not freeze")
@@ -246,12 +307,18 @@ def _check_architecture(model: ModelConfig) -> None:
     if model.n_heads % model.n_kv_heads:
         raise ConfigError(
             f"model.n_kv_heads={model.n_kv_heads} does not divide model.n_heads={model.n_heads}; "
-            f"nearest legal: {nearest_divisors(model.n_kv_heads, model.n_heads)}"
+            f"nearest legal: {nearest_divisors(model.n_kv_heads, model.n_heads)}; for as many as "
+            f"heads write --config.model.n_kv_heads={model.n_heads}"
         )
     if model.position == "rope" and model.head_dim % 2:
         raise ConfigError(f"model.head_dim must be even for RoPE, got {model.head_dim}")
-    if model.rope_high_frequency <= model.rope_low_frequency:
-        raise ConfigError("model.rope_high_frequency must be above model.rope_low_frequency")
+    low, high = (as_float32(x) for x in (model.rope_low_frequency, model.rope_high_frequency))
+    if high <= low:
+        raise ConfigError(
+            f"model.rope_high_frequency={model.rope_high_frequency} must be above "
+            f"model.rope_low_frequency={model.rope_low_frequency} in float32; the usual are 4.0 "
+            "and 1.0"
+        )
     _check_rope_scaling(model)
 
 
@@ -273,9 +340,10 @@ def _check_rope_scaling(model: ModelConfig) -> None:
             f"model.rope_beta_fast={model.rope_beta_fast} must not be below model.rope_beta_slow="
             f"{model.rope_beta_slow}"
         )
-    if kind == "yarn" and model.rope_theta == 1.0:
+    if kind == "yarn" and as_float32(model.rope_theta) == 1.0:
         raise ConfigError(
-            'model.rope_scaling="yarn" needs model.rope_theta above 1, got 1.0; 10000.0 is usual'
+            f'model.rope_scaling="yarn" needs model.rope_theta above 1 in float32, got '
+            f"{model.rope_theta}; 10000.0 is usual"
         )
 
 
@@ -329,8 +397,15 @@ def _check_evaluate(evaluate: EvaluateConfig) -> None:
         if not 1 <= k <= evaluate.samples_per_problem:
             raise ConfigError(
                 f"evaluate.pass_at_k={evaluate.pass_at_k}: every k must be between 1 and "
-                f"evaluate.samples_per_problem={evaluate.samples_per_problem}"
+                f"evaluate.samples_per_problem={evaluate.samples_per_problem}; write "
+                f"--config.evaluate.pass_at_k={_some_ks(evaluate)}"
             )
+
+
+def _some_ks(evaluate: EvaluateConfig) -> str:
+    """The legal k of pass@k among those that are set, or 1, as the command line takes them."""
+    most = evaluate.samples_per_problem
+    return ",".join(map(str, [k for k in evaluate.pass_at_k if 1 <= k <= most] or [1]))
 
 
 def check_devices(config: Config, model: ModelConfig, devices: int) -> tuple[int, int, int]:

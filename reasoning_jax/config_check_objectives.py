@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from reasoning_jax.config import Config
-from reasoning_jax.config_fields import ConfigError, nearest_name, show
+from reasoning_jax.config_fields import ConfigError, as_float32, nearest_name, show
 from reasoning_jax.config_objectives import THOUGHT_CONTROLS, LatentConfig
 
 # What replay.capacity_rollouts=0 stands for, in batches.
@@ -35,15 +35,18 @@ def check_sequencematch(config: Config) -> None:
         raise ConfigError(
             f"sequencematch.kappa_m={match.kappa_m} must be >= 0, or -1 for the divergence's own"
         )
-    if match.gamma == 1 and match.horizon == 0:
+    # As the devices see it: 1 - 1e-9 is 1 in float32.
+    endless = as_float32(match.gamma) == 1
+    gamma = f"sequencematch.gamma={match.gamma}" + (", 1 in float32," if match.gamma < 1 else "")
+    if endless and match.horizon == 0:
         raise ConfigError(
-            "sequencematch.gamma=1.0 needs sequencematch.horizon >= 1 (1 - gamma, the scale of the "
-            "loss, is 0); give the usual number of actions, or gamma < 1"
+            f'{gamma} needs sequencematch.horizon="auto" or >= 1 (1 - gamma, the scale of the '
+            "loss, is 0); or give a smaller gamma, such as 0.998"
         )
-    if match.gamma == 1 and match.terminal == "repeat":
+    if endless and match.terminal == "repeat":
         raise ConfigError(
-            'sequencematch.terminal="repeat" at gamma=1.0 never ends; use "noop" or "none", or '
-            "gamma < 1"
+            f'sequencematch.terminal="repeat" at {gamma.removesuffix(",")} never ends; use "noop" '
+            'or "none", or a smaller gamma, such as 0.998'
         )
     if match.clamp and match.divergence not in ("chi2", "chi2_mixture"):
         raise ConfigError(
@@ -70,7 +73,9 @@ def check_sequencematch(config: Config) -> None:
     if match.bc_steps >= config.train.steps:
         raise ConfigError(
             f"sequencematch.bc_steps={match.bc_steps} must be below train.steps="
-            f'{config.train.steps}; for no SequenceMatch at all use objective.name="bc"'
+            f"{config.train.steps}; write --config.sequencematch.bc_steps="
+            f"{config.train.steps // 2}, "
+            'or objective.name="bc" for no SequenceMatch at all'
         )
     capacity = replay.capacity_rollouts
     refresh = replay.refresh_rollouts or rows
@@ -86,10 +91,15 @@ def check_sequencematch(config: Config) -> None:
             f"train.batch_rows = {BATCHES_KEPT * rows}; set replay.capacity_rollouts, or refresh "
             "less"
         )
-    if replay.noise_rate and not config.noise.rate:
+    if -1 < replay.noise_rate < 0:
+        raise ConfigError(
+            f"replay.noise_rate={replay.noise_rate} must be >= 0, or -1 for that of the data, "
+            "noise.rate"
+        )
+    if replay.noise_rate > 0 and not config.noise.rate:
         raise ConfigError(
             f"replay.noise_rate={replay.noise_rate} draws from the noise of the data, which has "
-            "noise.rate=0; set both, or neither"
+            "noise.rate=0; set both, or leave this one at -1"
         )
     if replay.paired_prompts and config.data.pack_examples:
         raise ConfigError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
@@ -14,6 +16,15 @@ class ConfigError(ValueError):
 
 # Steps, rows and positions are counted in int32 on devices.
 MAX_INT = 2**31 - 1
+# The normal numbers of float32, in which devices compute: what is smaller or larger becomes 0, inf
+# or a number of few digits there.
+LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+# Bounds of what is divided by, or multiplied with, numbers that occur: neither result overflows.
+TINY, HUGE = 1e-30, 1e6
+# Logits divided by a temperature stay far from what stands for minus infinity.
+COLDEST = 1e-6
+# `threading` waits no longer than this.
+MAX_SECONDS = 1e9
 SHOWN = 80
 
 
@@ -24,12 +35,29 @@ def number(
     *,
     above: float | None = None,
     below: float | None = None,
+    least: float | None = None,
 ) -> Any:
-    """A number in [low, high]; `above` and `below` are bounds that it must not reach."""
+    """A number in [low, high]; `above` and `below` are bounds that it must not reach, also not when
+    it is rounded to float32. `least`: the smallest that it may be without being 0.
+    """
     if high is None and isinstance(default, int):
         high = MAX_INT
-    rules = {"low": low, "high": high, "above": above, "below": below}
+    rules = {"low": low, "high": high, "above": above, "below": below, "least": least}
     return field(default=default, metadata=rules)
+
+
+def word_or_int(word: str, low: int) -> Any:
+    """An integer from `low` on, or a word, which is the default."""
+    rules = {"low": low, "high": MAX_INT, "choices": (word,)}
+    return field(default=word, metadata=rules)
+
+
+def as_float32(value: float) -> float:
+    """The float32 nearest to `value`, infinite beyond the largest."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def choice(default: str, *options: str) -> Any:

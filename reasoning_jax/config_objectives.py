@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning_jax.config_fields import choice, number
+from reasoning_jax.config_fields import COLDEST, HUGE, TINY, choice, number, word_or_int
 
 # What can take the place of thoughts in an evaluation.
 THOUGHT_CONTROLS = ("zeros", "noise", "other_row")
@@ -24,7 +24,7 @@ class ObjectiveConfig:
     name: str = choice("mle", "bc", "sequencematch", "unlikelihood")
     layout: str = choice("auto", "p1", "p2")
     p2_rows: int = number(0, 0)
-    unlikelihood_weight: float = number(1.0, 0.0)
+    unlikelihood_weight: float = number(1.0, 0.0, HUGE)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SequenceMatchConfig:
     divergence: between the occupancies of data and model. "chi2_mixture" (the recommended one) is
       "chi2" with `kappa_m` = alpha / 4.
     alpha: weight of the causal entropy; enters as phi(alpha x) / alpha.
-    gamma: discount per action.
+    gamma: discount per action; one that float32 rounds to 1 is taken for 1.
     kappa_m: coefficient of the squared model reward; -1 takes the divergence's own (alpha / 4 for
       chi2_mixture, else 0). `kappa_on_prompt` applies it to given prompt actions too.
     terminal: what is done for ever after <eos>: nothing ("noop"), <eos> again ("repeat"), or the
@@ -49,7 +49,10 @@ class SequenceMatchConfig:
       start in different states, for which value_weight_data = 1 (or paired prompts) is better.
     floor_backspace: at the prompt's end there is no such action ("masked"), or one without effect
       ("noop").
-    horizon: the loss is J times (1 - gamma) if 0, else J / (1 + gamma + ... + gamma^(horizon-1)).
+    horizon: the loss is J / (1 + gamma + ... + gamma^(horizon-1)), or J times (1 - gamma) if 0.
+      "auto" is the mean number of actions of the responses of the first 256 training examples, with
+      noise, backspaces and <eos>: then an action weighs as much in this loss as in bc's, which is a
+      mean over such actions. At 0, short responses weigh little: 1 - gamma^N of bc's weight.
     bc_steps, anneal_steps, beta_end: beta is 1 for bc_steps, then falls linearly to beta_end.
     passes: data and model rows go through the model together ("one"), or one after the other with
       their activations recomputed ("two"): half the memory, and faster on CPUs, where it is "auto".
@@ -58,9 +61,9 @@ class SequenceMatchConfig:
     divergence: str = choice(
         "chi2_mixture", "chi2", "identity", "reverse_kl", "forward_kl", "js", "hellinger"
     )
-    alpha: float = number(0.01, 0.0)
+    alpha: float = number(0.01, 0.0, HUGE, least=TINY)
     gamma: float = number(0.998, high=1.0, above=0.0)
-    kappa_m: float = number(-1.0, -1.0)
+    kappa_m: float = number(-1.0, -1.0, HUGE)
     kappa_on_prompt: bool = False
     terminal: str = choice("noop", "repeat", "none")
     value_weight_data: float = number(0.5, 0.0, 1.0)
@@ -69,7 +72,7 @@ class SequenceMatchConfig:
     domain_guard: str = choice("linear", "clamp")
     start: str = choice("bos", "prompt")
     floor_backspace: str = choice("masked", "noop")
-    horizon: int = number(0, 0)
+    horizon: int | str = word_or_int("auto", 0)
     bc_steps: int = number(1000, 0)
     anneal_steps: int = number(2000, 0)
     beta_end: float = number(0.2, 0.0, 1.0)
@@ -82,17 +85,18 @@ class ReplayConfig:
 
     capacity_rollouts: 0 keeps 16 batches. Every `sample_every_steps`, `refresh_rollouts` (0: one
     batch) are sampled with the current parameters, train.batch_rows at a time, at `temperature`,
-    until data.seq_len rows are full. `noise_rate`: how often a chosen token is replaced by a noise
-    token, as in noised data. `prefix_tokens`: up to that many tokens of the true response are given
-    after the prompt. `paired_prompts`: the data of a step are those of the same prompts as its
-    rollouts.
+    until data.seq_len rows are full. Filters of `sampling` do not apply: the values in the loss are
+    over all actions, so each of them must have a chance. `noise_rate`: how often a chosen token is
+    replaced by a noise token, as in noised data; -1 is noise.rate, so that data and rollouts are of
+    one environment. `prefix_tokens`: up to that many tokens of the true response are given after
+    the prompt. `paired_prompts`: the data of a step are those of the same prompts as its rollouts.
     """
 
     capacity_rollouts: int = number(0, 0)
     sample_every_steps: int = number(8, 1)
     refresh_rollouts: int = number(0, 0)
-    temperature: float = number(1.0, high=100.0, above=0.0)
-    noise_rate: float = number(0.0, 0.0, 1.0)
+    temperature: float = number(1.0, COLDEST, 100.0)
+    noise_rate: float = number(-1.0, -1.0, 1.0)
     prefix_tokens: int = number(0, 0)
     paired_prompts: bool = False
 
@@ -151,7 +155,7 @@ class LatentConfig:
     thought: str = choice("final_norm", "residual")
     thought_scale: str = choice("none", "embedding")
     jacobi_iterations: int = number(0, 0, 64)
-    icot_tokens_per_epoch: float = number(8.0, above=0.0)
-    icot_offset_decay: float = number(4.0, above=0.0)
+    icot_tokens_per_epoch: float = number(8.0, TINY, HUGE)
+    icot_offset_decay: float = number(4.0, 1e-6, HUGE)
     icot_remove_all_from: int = number(39, 1)
     prompt_columns: int = number(0, 0)

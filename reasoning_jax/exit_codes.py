@@ -10,6 +10,10 @@ from reasoning_jax.config_fields import ConfigError
 from reasoning_jax.durable import DISK_ERRORS
 
 EXIT_OK, EXIT_USAGE, EXIT_DIVERGED, EXIT_CHECKPOINT = 0, 2, 3, 4
+# What a shell gives to a program that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
+# All steps are trained and saved, and an evaluation failed on the way.
+EXIT_EVALUATION = 5
 
 # Modules that are not loaded cannot have raised: their errors are looked up, not imported.
 _ERRORS = (

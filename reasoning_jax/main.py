@@ -1,4 +1,4 @@
-"""`reasoning-jax COMMAND --config=FILE[:ARG] --workdir=DIR --config.a.b=value`: the commands.
+"""`reasoning-jax COMMAND CONFIG[:ARG] or RUN, --workdir=DIR --config.a.b=value`: the commands.
 
 Only dispatches: the table below has a row a command. Every error of the user's ends here as at most
 six lines on stderr and the exit code of its kind, before a backend starts wherever that is
@@ -17,12 +17,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from reasoning_jax import command_line
+from reasoning_jax import command_line, screen
 from reasoning_jax.command_line import USAGE, Command
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.config_check import from_dict
-from reasoning_jax.config_file import open_config_file
-from reasoning_jax.exit_codes import EXIT_OK, EXIT_USAGE, UsageError, exit_code, first_lines
+from reasoning_jax.config_file import open_config_file, place_of, split
+from reasoning_jax.exit_codes import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    UsageError,
+    exit_code,
+    first_lines,
+)
 from reasoning_jax.preflight import check_files, check_task
 
 
@@ -43,6 +50,9 @@ def run(argv: list[str]) -> int:
         # The reader of our output has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except KeyboardInterrupt as error:
+        print(f"stopped: {error}" if str(error) else "stopped by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except Exception as error:
         code = exit_code(error)
         if code is None:
@@ -60,11 +70,16 @@ def _run(argv: list[str]) -> int:
         print(command_line.flag_list())
         return EXIT_OK if len(argv) >= 2 else EXIT_USAGE
     command = argv[1]
+    if command in ("--version", "version", "-V"):
+        print(command_line.version())
+        return EXIT_OK
     if command not in _COMMANDS:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_COMMANDS)}"
         raise UsageError(f"unknown command {command!r}; {hint}\n{USAGE}")
-    return _COMMANDS[command].run(*command_line.parse(argv, _COMMANDS[command]))
+    known, words = command_line.parse(argv, _COMMANDS[command])
+    with screen.quiet(known.quiet):
+        return _COMMANDS[command].run(known, words)
 
 
 def commands() -> list[str]:
@@ -76,12 +91,19 @@ def _config(known: flags.FlagValues, command: str) -> Config:
     if known.config is None:
         need = "--workdir=DIR of a run" if _COMMANDS[command].of_run else "--config=FILE"
         raise UsageError(f"{command} needs {need}\n{USAGE}")
+    overridden = config_flags.get_override_values(known["config"])
+    file, _ = split(command_line.config_file(known))
     try:
         config = from_dict(known.config.to_dict())
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{place_of(file, str(error), overridden)}{error}") from None
     except Exception as error:
         raise ConfigError(f"the config cannot be read: {first_lines(error)}") from None
+    if "optimizer.warmup_fraction" in overridden and config.optimizer.warmup_steps >= 0:
+        raise UsageError(
+            "optimizer.warmup_fraction has no effect with optimizer.warmup_steps="
+            f"{config.optimizer.warmup_steps}; write --config.optimizer.warmup_steps=-1, too"
+        )
     check_task(config)
     if known.debug:
         _switch_on_debugging()
@@ -109,7 +131,7 @@ def _shown(known: flags.FlagValues, command: str, config: Config) -> int | None:
     if known.explain:
         from reasoning_jax.commands.config import explain
 
-        of_run = command_line.is_saved_config(config_flags.get_config_filename(known["config"]))
+        of_run = command_line.is_saved_config(command_line.config_file(known))
         keys = list(config_flags.get_override_values(known["config"]))
         return explain(config, "run" if of_run else "config file", keys)
     return None
@@ -145,7 +167,8 @@ def _evaluate(known: flags.FlagValues, _: list[str]) -> int:
         return code
     from reasoning_jax.commands import evaluate
 
-    return evaluate.evaluate(config, workdir, known.checkpoint)
+    out = Path(known.out) if known.out else None
+    return evaluate.evaluate(config, workdir, known.checkpoint, out)
 
 
 def _sample(known: flags.FlagValues, _: list[str]) -> int:
@@ -155,19 +178,36 @@ def _sample(known: flags.FlagValues, _: list[str]) -> int:
     from reasoning_jax.commands import sample
 
     prompts = [known.prompt] if known.prompt is not None else sample.read_prompts(known.prompt_file)
-    return sample.sample(config, workdir, prompts, known.samples, known.checkpoint)
+    return sample.sample(
+        config, workdir, prompts, known.samples, known.checkpoint, as_json=known.json
+    )
 
 
 def _report(known: flags.FlagValues, runs: list[str]) -> int:
     if not runs:
         raise UsageError(f"report needs at least one run folder\n{USAGE}")
-    from reasoning_jax.commands import report
+    from reasoning_jax.commands import report, runfolder
 
     out = Path(known.out) if known.out else Path(runs[0]) / "report.html"
+    if known.out or Path(runs[0]).is_dir():
+        hint = "" if known.out else "; give --out=FILE"
+        for folder in (out.parent, out.parent / "report"):
+            runfolder.check_writable("--out=" if known.out else "", folder, hint)
     try:
         return report.report([Path(r) for r in runs], out)
     except OSError as error:
-        raise UsageError(f"--out={out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"--out={out} cannot be written: {error.strerror or error}") from None
+
+
+def _out(known: flags.FlagValues, default: Path | None = None) -> Path:
+    """The folder of --out, or the default; refused before any work where it cannot be written."""
+    from reasoning_jax.commands import runfolder
+
+    if known.out or default is None:
+        runfolder.check_writable("--out=", Path(known.out))
+        return Path(known.out)
+    runfolder.check_writable("", default, "; give --out=FOLDER")
+    return default
 
 
 def _data(known: flags.FlagValues, words: list[str]) -> int:
@@ -188,7 +228,7 @@ def _data(known: flags.FlagValues, words: list[str]) -> int:
         raise UsageError("data build needs --out=DIR")
     config = _config(known, "data")
     check_files(config)
-    return data.build(config, Path(known.out))
+    return data.build(config, _out(known))
 
 
 def _config_command(_: flags.FlagValues, words: list[str]) -> int:
@@ -210,7 +250,7 @@ def _probe(known: flags.FlagValues, _: list[str]) -> int:
 
     return probe.probe(
         config, workdir, known.checkpoint, problem=known.problem or 0, problems=known.problems,
-        prompt=known.prompt, out=Path(known.out) if known.out else None,
+        prompt=known.prompt, out=_out(known, workdir / "probe"),
     )  # fmt: skip
 
 
@@ -220,7 +260,10 @@ def _export(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "export"), _config(known, "export")
     from reasoning_jax.commands import export
 
-    return export.export(config, workdir, Path(known.out), known.checkpoint)
+    return export.export(
+        config, workdir, _out(known), known.checkpoint, overwrite=known.overwrite,
+        adapters=known.adapters,
+    )  # fmt: skip
 
 
 def _replay(known: flags.FlagValues, _: list[str]) -> int:
@@ -229,7 +272,7 @@ def _replay(known: flags.FlagValues, _: list[str]) -> int:
     workdir, config = _workdir(known, "replay"), _config(known, "replay")
     from reasoning_jax.commands import replay
 
-    out = Path(known.out) if known.out else None
+    out = _out(known, workdir / "replay" / f"step_{known.step:08d}")
     return replay.replay(config, workdir, known.step, out, known.faults or "")
 
 
@@ -239,9 +282,11 @@ def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
     if wanted is None or len(runs) != wanted:
         raise UsageError(
             "checkpoint knows verify RUN [--checkpoint=N], list RUN, diff RUN[@N] RUN[@N], and "
-            "export RUN --out=DIR [--checkpoint=N]"
+            "export RUN --out=DIR [--checkpoint=N] [--overwrite] [--adapters=merge|beside]"
         )
-    for flag, takers in (("checkpoint", ("verify", "export")), ("out", ("export",))):
+    takers_of = {"checkpoint": ("verify", "export")}
+    takers_of |= dict.fromkeys(("out", "overwrite", "adapters"), ("export",))
+    for flag, takers in takers_of.items():
         if action not in takers and known[flag].present:
             raise UsageError(f"checkpoint {action} does not take --{flag}")
     from reasoning_jax.commands import checkpoint
@@ -257,7 +302,10 @@ def _checkpoint(known: flags.FlagValues, words: list[str]) -> int:
     from reasoning_jax.commands import export, saved_config
 
     config = from_dict(saved_config.get_config(runs[0]).to_dict())
-    return export.export(config, Path(runs[0]), Path(known.out), known.checkpoint)
+    return export.export(
+        config, Path(runs[0]), _out(known), known.checkpoint, overwrite=known.overwrite,
+        adapters=known.adapters,
+    )  # fmt: skip
 
 
 def _sweep(known: flags.FlagValues, _: list[str]) -> int:
@@ -267,10 +315,9 @@ def _sweep(known: flags.FlagValues, _: list[str]) -> int:
     from reasoning_jax.commands import sweep
 
     index = sweep.choose(known.index, known.all, known.list)
-    name, colon, arg = config_flags.get_config_filename(known["config"]).partition(":")
+    name, arg = split(command_line.config_file(known))
     common = config_flags.get_override_values(known["config"])
-    call = open_config_file(name)
-    runs = sweep.resolve_file(call, arg if colon else None, workdir, common)
+    runs = sweep.resolve_file(open_config_file(name), arg, workdir, common)
     if known.list:
         return sweep.list_runs(runs, workdir)
     if known.debug:
@@ -279,12 +326,19 @@ def _sweep(known: flags.FlagValues, _: list[str]) -> int:
 
 
 def _reproduce(known: flags.FlagValues, _: list[str]) -> int:
-    if known.config is None:
-        raise UsageError("reproduce needs an experiment: reasoning-jax reproduce PAPER/EXPERIMENT")
+    if known.list or known.config is None:
+        from reasoning_jax.commands import reproduce
+
+        if known.list:
+            return reproduce.list_experiments()
+        raise UsageError(
+            "reproduce needs an experiment: reasoning-jax reproduce PAPER/EXPERIMENT; there are "
+            f"{', '.join(reproduce.experiments()) or 'none here'} (reproduce --list)"
+        )
     workdir = _workdir(known, "reproduce")
     from reasoning_jax.commands import reproduce
 
-    file, given = config_flags.get_config_filename(known["config"]).partition(":")[::2]
+    file, given = split(command_line.config_file(known))
     if given:
         raise UsageError(f"reproduce takes its scale as --scale=NAME, not as :{given}")
     if known.debug:
@@ -316,71 +370,105 @@ def _experiment(name: str) -> Path:
 # A row a command.
 _COMMANDS = {
     "train": Command(
-        "train (or continue) the run in --workdir",
+        "CONFIG[:ARG] --workdir=RUN: train, or go on with, a run",
         ("config", "workdir", "print_config", "explain", "dry_run", "debug", "quiet", "faults"),
         _train,
+        roles=("config",),
     ),
     "evaluate": Command(
-        "evaluate a checkpoint of the run in --workdir",
-        ("config", "workdir", "print_config", "explain", "debug", "checkpoint"),
+        "RUN: evaluate a checkpoint",
+        ("config", "workdir", "print_config", "explain", "debug", "quiet", "checkpoint", "out"),
         _evaluate,
+        roles=("workdir",),
         of_run=True,
     ),
     "sample": Command(
-        "continue --prompt or each line of --prompt_file with a checkpoint",
-        ("config", "workdir", "debug", "checkpoint", "prompt", "prompt_file", "samples"),
+        "RUN: continue --prompt or each line of --prompt_file with a checkpoint",
+        (
+            "config",
+            "workdir",
+            "debug",
+            "quiet",
+            "checkpoint",
+            "prompt",
+            "prompt_file",
+            "samples",
+            "json",
+        ),
         _sample,
+        roles=("workdir",),
         of_run=True,
     ),
     "report": Command(
-        "RUN [RUN ...]: one HTML page over run folders", ("out",), _report, words=None
+        "RUN [RUN ...]: one HTML page over run folders",
+        ("out",),
+        _report,
+        words=None,
+        also=("workdir",),
     ),
     "data": Command(
-        "build: write a task's problems under --out; shortcuts: ProsQA answered without search",
-        ("config", "debug", "out", "problems"),
+        "build CONFIG: write a task's problems to --out; shortcuts CONFIG: ProsQA without search",
+        ("config", "debug", "quiet", "out", "problems"),
         _data,
         words=1,
+        roles=("config",),
     ),
     "config": Command(
         "diff A B: what tells two configs or runs apart; show A: one of them, explained",
         (),
         _config_command,
         words=3,
+        also=("config", "workdir"),
     ),
     "probe": Command(
-        "look into the thoughts of the run in --workdir: numbers, pictures, a page",
-        ("config", "workdir", "debug", "checkpoint", "problem", "problems", "prompt", "out"),
+        "RUN: look into its thoughts: numbers, pictures, a page",
+        (
+            "config",
+            "workdir",
+            "debug",
+            "quiet",
+            "checkpoint",
+            "problem",
+            "problems",
+            "prompt",
+            "out",
+        ),
         _probe,
+        roles=("workdir",),
         of_run=True,
     ),
     "export": Command(
-        "write a checkpoint as a Hugging Face folder to --out",
-        ("config", "workdir", "debug", "checkpoint", "out"),
+        "RUN: write a checkpoint as a Hugging Face folder to --out",
+        ("config", "workdir", "debug", "quiet", "checkpoint", "out", "overwrite", "adapters"),
         _export,
+        roles=("workdir",),
         of_run=True,
     ),
     "checkpoint": Command(
         "verify|list RUN, diff RUN[@N] RUN[@N], export RUN --out=DIR: what is saved, and is intact",
-        ("checkpoint", "out"),
+        ("checkpoint", "out", "overwrite", "adapters"),
         _checkpoint,
         words=3,
+        also=("workdir",),
     ),
     "replay": Command(
-        "compute step --step of the run in --workdir once more: loss, gradients, its batch",
-        ("config", "workdir", "debug", "step", "out", "faults"),
+        "RUN: compute step --step once more: loss, gradients, its batch",
+        ("config", "workdir", "debug", "quiet", "step", "out", "faults"),
         _replay,
+        roles=("workdir",),
         of_run=True,
     ),
     "sweep": Command(
         "CONFIG[:ARG]: train the runs of its get_sweep under --workdir",
         ("config", "workdir", "index", "all", "list", "debug", "quiet"),
         _sweep,
-        config_word=str,
+        roles=("config",),
     ),
     "reproduce": Command(
         "PAPER/EXPERIMENT: run it at --scale=smoke|cpu|gpu|paper, make its table",
-        ("config", "workdir", "scale", "debug", "quiet"),
+        ("config", "workdir", "scale", "list", "debug", "quiet"),
         _reproduce,
+        roles=("config",),
         config_word=_experiment,
     ),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from reasoning_jax.config import Config, ConfigError
@@ -17,6 +18,8 @@ from reasoning_jax.tasks.base import TaskError
 from reasoning_jax.tasks.checks import did_you_mean
 from reasoning_jax.weights import PACKAGES, find_gguf
 
+# As repositories of weights are called: OWNER/NAME.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Its dials are judged by a process of its own, which takes seconds to start.
 _SLOW_TASKS = ("reasoning_gym",)
 
@@ -73,6 +76,13 @@ def check_files(config: Config) -> None:
             hint = nearest_file(Path(value), "*")
             if "weights" in key:
                 near = difflib.get_close_matches(value, PACKAGES, n=1)
+                if _HUB_ID.fullmatch(value) and not near and not _exists(os.path.dirname(value)):
+                    name = value.partition("/")[2]
+                    raise ConfigError(
+                        f"{key}={show(value)}: there is no such folder; if that is a repository of "
+                        f"weights, download it first: hf download {value} --local-dir {name}, then "
+                        f"write {key.rpartition('.')[2]}={name}"
+                    )
                 hint = f"; did you mean {near[0]}?" if near else hint
                 hint = f", and no package of that name ({', '.join(PACKAGES)}){hint}"
             raise ConfigError(f"{key}={show(value)}: there is no such file or folder{hint}")

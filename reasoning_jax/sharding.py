@@ -124,6 +124,11 @@ def reshard(x: jax.Array, spec: P) -> jax.Array:
     return jax.reshard(x, spec) if has_mesh() else x
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """`x` with its last axis whole on every device: for sorting, looking up, or adding in order."""
+    return reshard(x, P(*(axis_of(x, i) for i in range(x.ndim - 1)), None))
+
+
 def reshape(x: jax.Array, shape: tuple[int, ...], spec: P | None = None) -> jax.Array:
     """`x` in another shape; said explicitly, since a mesh of one device has split axes too."""
     if not has_mesh():

@@ -6,6 +6,7 @@ BaseException that is no Exception. Nothing here knows what a vocabulary is.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -63,8 +64,11 @@ def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     Raises:
       TokenizerError: its post-processor fails.
     """
-    for text in _PROBES:
-        bare = guarded(tokenizer.encode, text, add_special_tokens=False).ids
+    for text in _probes(tokenizer):
+        try:
+            bare = guarded(tokenizer.encode, text, add_special_tokens=False).ids
+        except TokenizerError:
+            continue  # it has no token for what it does not know
         whole = guarded(tokenizer.encode, text, add_special_tokens=True).ids
         if not bare:
             continue  # no letter of the text is in the vocabulary
@@ -73,6 +77,12 @@ def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
                 return whole[:i], whole[i + len(bare) :]
         raise TokenizerError(f"it makes {len(whole)} ids of {len(bare)}, none of them the text's")
     return [], []
+
+
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Texts of which the tokenizer should know one: last some of its own tokens."""
+    yield from _PROBES
+    yield from itertools.islice(guarded(tokenizer.get_vocab, with_added_tokens=False), 8)
 
 
 def guarded(function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:

@@ -19,6 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from reasoning_jax.tokenizer_json import TokenizerError, guarded, parse_tokenizer_json
+from reasoning_jax.words import PAIR, PairCodec, VocabError, WordCodec, word_codec
+
+__all__ = [
+    "BACKSPACE", "BASE_SPECIALS", "BOS", "BOT", "EOS", "EOT", "LATENT", "LATENT_SPECIALS", "PAD",
+    "PAIR", "ByteCodec", "CharCodec", "Codec", "PairCodec", "TokenizerCodec", "Vocab", "VocabError",
+    "WordCodec", "describe", "extend_pretrained", "make_vocab", "with_size", "word_codec",
+]  # fmt: skip
 
 PAD, BOS, EOS, BACKSPACE = "<pad>", "<bos>", "<eos>", "<backspace>"
 BOT, EOT, LATENT = "<bot>", "<eot>", "<latent>"
@@ -26,13 +33,7 @@ BASE_SPECIALS = (PAD, BOS, EOS)
 LATENT_SPECIALS = (BOT, EOT, LATENT)
 # How many ids before an id decide which text it adds.
 _PIECE_CONTEXT = 4
-# What joins the two words of a pair.
-PAIR = ">"
 _T = TypeVar("_T")
-
-
-class VocabError(ValueError):
-    """Text that a vocabulary cannot encode, or a vocabulary that cannot be built."""
 
 
 class Codec(Protocol):
@@ -115,110 +116,6 @@ class ByteCodec:
 
 
 @dataclass(frozen=True)
-class WordCodec:
-    """One id a whitespace-separated word; a line end is a word of its own.
-
-    Decoding joins words by one space, and puts none around a line end: text that is written that
-    way comes back exactly.
-    """
-
-    words: tuple[str, ...]
-    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.words or len(set(self.words)) != len(self.words):
-            raise VocabError("a word vocabulary needs distinct words, at least one")
-        for word in self.words:
-            if word != "\n" and (not word or word.split() != [word]):
-                raise VocabError(f"{word!r} is not a word: it has whitespace or is empty")
-        object.__setattr__(self, "_ids", {w: i for i, w in enumerate(self.words)})
-
-    @property
-    def size(self) -> int:
-        return len(self.words)
-
-    def encode(self, text: str) -> list[int]:
-        try:
-            return [self._ids[w] for w in _pieces(text)]
-        except KeyError as missing:
-            raise VocabError(
-                f"word {missing.args[0]!r} is not among the {self.size} words of the vocabulary"
-                f"{self._hint(missing.args[0])}"
-            ) from None
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return _joined(self.words[i] for i in ids)
-
-    def text_ids(self) -> list[int]:
-        return list(range(self.size))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "word", "words": list(self.words)}
-
-    def _hint(self, word: str) -> str:
-        first, joint, second = word.partition(PAIR)
-        if joint and first in self._ids and second in self._ids:
-            return ', but its two halves are; vocab.kind="pair" encodes it'
-        return ""
-
-
-@dataclass(frozen=True)
-class PairCodec:
-    """Words as in `WordCodec`, and every pair `a>b` of two of them as one composite id.
-
-    For m words, pair (i, j) is `rows + i * m + j`, where `rows` is what lies in front of the pairs:
-    m here, `Vocab.size` in a vocabulary, whose specials stand between the words and the pairs. No
-    table has m * m rows: a model that reads a pair adds row i of its tokens' table and row j of a
-    second one (`ModelConfig.pair_rows`). So pairs are input only. They are in no `size`, are no
-    text ids, and can neither be predicted nor sampled.
-    """
-
-    words: tuple[str, ...]
-    _single: WordCodec = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_single", WordCodec(self.words))
-        for word in self.words:
-            if PAIR in word:
-                raise VocabError(
-                    f"the word {word!r} of a pair vocabulary has a {PAIR!r}, which joins two words "
-                    "to a pair; leave it out"
-                )
-
-    @property
-    def size(self) -> int:
-        return len(self.words)
-
-    def encode(self, text: str) -> list[int]:
-        ids, m = self._single._ids, self.size
-        out: list[int] = []
-        for piece in _pieces(text):
-            first, _, second = piece.partition(PAIR)
-            if first in ids and second in ids:
-                out.append(m + ids[first] * m + ids[second])
-            else:
-                # One word, or an error that names it.
-                out += self._single.encode(piece)
-        return out
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return _joined(self._word(i) for i in ids)
-
-    def _word(self, i: int) -> str:
-        m = self.size
-        if i < m:
-            return self.words[i]
-        first, second = divmod(i - m, m)
-        return f"{self.words[first]}{PAIR}{self.words[second]}"
-
-    def text_ids(self) -> list[int]:
-        return list(range(self.size))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "pair", "words": list(self.words)}
-
-
-@dataclass(frozen=True)
 class TokenizerCodec:
     """A Hugging Face `tokenizer.json`, through the `tokenizers` library.
 
@@ -250,6 +147,10 @@ class TokenizerCodec:
     @property
     def size(self) -> int:
         return self._size
+
+    def tokens(self) -> dict[int, str]:
+        """Every id's token as tokenizer.json writes it, special ones too."""
+        return {i: t for t, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
 
     def special_ids(self) -> dict[str, int]:
         """The tokenizer's own special tokens by their literal."""
@@ -412,7 +313,9 @@ class Vocab:
         kinds: dict[str, Callable[[Mapping[str, Any]], Codec]] = {
             "char": lambda codec: CharCodec(_of(str, codec["characters"])),
             "byte": lambda codec: ByteCodec(),
-            "word": lambda codec: WordCodec(tuple(_of(str, w) for w in codec["words"])),
+            "word": lambda codec: WordCodec(
+                tuple(_of(str, w) for w in codec["words"]), _of(str, codec.get("signs", ""))
+            ),
             "pair": lambda codec: PairCodec(tuple(_of(str, w) for w in codec["words"])),
             "tokenizer": lambda codec: TokenizerCodec(_of(str, codec["tokenizer_json"])),
         }
@@ -449,7 +352,9 @@ def extend_pretrained(
 
     Existing ids keep their meaning; `bos_id` is the id before every prompt, if any. A table with
     more rows than the tokenizer has ids (padding of the original authors) lends its free rows
-    first; `Vocab.size` says how many rows are needed.
+    first; `Vocab.size` says how many rows are needed. Special tokens of the tokenizer that are
+    called <backspace>, <bot>, <eot> or <latent> are these actions and markers: an exported model
+    has them.
 
     Raises:
       VocabError: the table has fewer rows than the tokenizer has ids, or a special's id is not one
@@ -468,15 +373,25 @@ def extend_pretrained(
         specials[BOS] = bos_id
     if pad_id is not None and pad_id not in specials.values():
         specials[PAD] = pad_id
-    wanted = [] if PAD in specials else [PAD]
-    wanted += [BACKSPACE] if backspace else []
-    wanted += LATENT_SPECIALS if latent else ()
-    added = {name: codec.size + i for i, name in enumerate(wanted)}
-    needed = codec.size + len(wanted)
+    chosen = [*([BACKSPACE] if backspace else []), *(LATENT_SPECIALS if latent else ())]
+    own = codec.special_ids()
+    specials |= {n: own[n] for n in chosen if n in own and own[n] not in specials.values()}
+    return with_specials(codec, specials, [PAD, *chosen], codec.size, rows)
+
+
+def with_specials(
+    codec: Codec, specials: Mapping[str, int], wanted: Iterable[str], first: int, rows: int
+) -> tuple[Vocab, str]:
+    """`specials` and, from id `first` on, those of `wanted` that are not among them, in a table of
+    at least `rows` rows; says what was done.
+    """
+    missing = [name for name in wanted if name not in specials]
+    added = {name: first + i for i, name in enumerate(missing)}
+    needed = first + len(missing)
     vocab = Vocab(codec, {**specials, **added}, max(rows, needed))
     what = ", ".join(f"{name}={i}" for name, i in added.items()) or "no special"
     return vocab, (
-        f"added {what}; tokenizer ids {codec.size}, embedding rows {rows} -> {vocab.size} "
+        f"added {what}; tokenizer ids {first}, embedding rows {rows} -> {vocab.size} "
         f"({vocab.size - needed} unused)"
     )
 
@@ -496,16 +411,6 @@ def with_size(vocab: Vocab, size: int) -> Vocab:
     if size < max(vocab.codec.size, *(i + 1 for i in vocab.specials.values())):
         raise VocabError(f"{size} rows do not hold {describe(vocab)}")
     return dataclasses.replace(vocab, size=size)
-
-
-def _pieces(text: str) -> list[str]:
-    """The words of a text; a line end is one."""
-    return [w for line in text.split("\n") for w in (*line.split(), "\n")][:-1]
-
-
-def _joined(words: Iterable[str]) -> str:
-    """The inverse of `_pieces` for text with single spaces and none around line ends."""
-    return " ".join(words).replace(" \n", "\n").replace("\n ", "\n")
 
 
 def _of(kind: type[_T], value: Any) -> _T:

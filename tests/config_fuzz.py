@@ -28,6 +28,8 @@ from reasoning_jax.config_fields import flat
 from reasoning_jax.tasks import TASKS, task_dials
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# jsonl.py reads a file of the user's when it is made.
+FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.stem != "jsonl")
 MAX_LINES, MAX_SECONDS, MAX_CHARACTERS = 6, 2.0, 420
 
 
@@ -91,7 +93,7 @@ def get_config(arg="{}"):
 # Which of BY_HAND's values a type takes.
 TAKEN = {
     int: {"int"}, float: {"int", "float", "whole float", "negative"}, bool: {"true", "false"},
-    str: {"text"}, tuple[str, ...]: set(), tuple[int, ...]: {"list"},
+    str: {"text"}, int | str: {"int"}, tuple[str, ...]: set(), tuple[int, ...]: {"list"},
 }  # fmt: skip
 HAND_VALUES = (
     "true", "false", "nan", "inf", "minus inf", "none", "text", "list", "dict", "float",
@@ -102,7 +104,7 @@ HAND_VALUES = (
 def bases() -> list[Base]:
     """Every shipped config file with each of its scales and with other arguments."""
     found = []
-    for path in sorted(CONFIGS.rglob("*.py")):
+    for path in FILES:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -453,7 +455,7 @@ TIED = {
     "model.rope_low_frequency", "model.rope_high_frequency", "weights.path", "vocab.kind",
     "weights.backspace_probability", "weights.latent_rows", "vocab.path", "vocab.backspace",
     "vocab.latent", "data.source", "data.path", "data.validation_path", "data.window_chars",
-    "data.reshuffle_edges",
+    "data.reshuffle_edges", "data.columns",
     "data.pack_examples", "data.with_steps", "noise.rate", "objective.name", "objective.layout",
     "objective.p2_rows", "objective.unlikelihood_weight", "optimizer.accumulate",
     "optimizer.warmup_steps", "optimizer.freeze", "train.batch_rows", "train.steps", "lora.rank",

@@ -45,8 +45,6 @@ PROCESSES = {"subprocess", "ctypes"}
 # which forks and has sympy parse one literal so that it is loaded; malloc is told to keep pages.
 ALLOWED = {
     "config_file.py": {"exec_module"},
-    # ml_collections runs the same file, for its overrides.
-    "command_line.py": {"DEFINE_config_file"},
     # A module of the table of tasks, by a name that is in it.
     "tasks/__init__.py": {"import_module(...)"},
     "commands/runfolder.py": {"subprocess"},
@@ -180,9 +178,13 @@ def test_the_allowed_processes_take_no_shell_and_a_fixed_program():
 
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    ("config_fields", "tokenizer_json", "backspace", "durable", "fingerprint"), ("vocab",),
-    ("config_objectives", "exit_codes"), ("config",),
-    ("config_check_objectives", "sharding", "sweep"), ("config_check", "config_file"),
+    (
+        "config_fields", "tokenizer_json", "backspace", "durable", "fingerprint", "screen", "words",
+    ),
+    ("vocab", "devices"),
+    ("config_objectives", "config_argument", "exit_codes", "paths"), ("config",),
+    ("config_check_objectives", "config_unread", "sharding", "sweep"),
+    ("config_check", "config_file"),
     ("tasks",), ("model",), ("objectives",), ("weights",), ("preflight",), ("decoding",), ("data",),
     ("evaluate",), ("rl",), ("train",), ("analysis",), ("report",), ("commands",),
     ("command_line",), ("main",),

@@ -19,6 +19,7 @@ import pytest
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
 from reasoning_jax.config_check_objectives import LATENT_MODES
+from reasoning_jax.config_unread import UNREAD
 
 MAX_LINES = 6
 
@@ -75,6 +76,8 @@ def test_every_number_has_a_range_and_every_string_of_few_values_its_choices():
             assert rules["high"] is not None, key
         elif kind is float:
             assert rules["low"] is not None or rules["above"] is not None, key
+        elif kind == int | str:
+            assert (rules["low"], rules["choices"]) == (0, (f.default,)), key
         else:
             assert kind in (str, bool, tuple[str, ...], tuple[int, ...]), key
         assert refusal({key: f.default}) is None, key
@@ -86,6 +89,20 @@ WRONG = {
     bool: [0, 1, "true", None, (True,), np.bool_(True)],
     str: [3, True, None, b"adamw", ("adamw",), {"a": 1}],
     tuple[str, ...]: ["abc", 3, None, {"a"}, {"a": 1}, (3,), ("a", None), [["a"]], (True,)],
+    int | str: [
+        True,
+        1.0,
+        1.5,
+        math.nan,
+        "3",
+        "",
+        "automatic",
+        None,
+        (3,),
+        {},
+        np.int64(3),
+        b"auto",
+    ],
     tuple[int, ...]: ["1", 1, None, (True,), (1.0,), ("1",), [1, None], ((1,),)],
 }
 
@@ -97,7 +114,10 @@ def test_a_value_of_another_type_is_refused(key):
         message = refusal({key: value})
         assert message is not None, value
         assert message.startswith(key)
-        assert re.search(r"must be (an int|a float|a string|a tuple|true or false|finite)", message)
+        assert re.search(
+            r'must be ("auto" or an int|an int|a float|a string|a tuple|true or false|finite)',
+            message,
+        )
 
 
 def test_the_int_that_was_meant_is_named():
@@ -112,13 +132,15 @@ def outside(key):
     f, kind = LEAVES[key]
     r = f.metadata
     step = (
-        (lambda x, way: x + way) if kind is int else (lambda x, way: math.nextafter(x, way * 1e9))
+        (lambda x, way: x + way)
+        if kind is int
+        else (lambda x, way: math.nextafter(x, way * math.inf))
     )
     ends = [(r.get("low"), -1), (r.get("high"), +1)]
     for bound, way in ends:
         if bound is not None:
             yield step(kind(bound), way), kind(bound)
-            yield kind(bound) + way * (10**9 if kind is int else 1e9), kind(bound)
+            yield kind(bound) + way * (10**9 if kind is int else 1e9 + abs(bound)), kind(bound)
     for bound in (r.get("above"), r.get("below")):
         if bound is not None:
             yield float(bound), None
@@ -147,7 +169,7 @@ def end(message):
     return "low" if ">=" in message else "high"
 
 
-CHOICES = [k for k, (f, _) in LEAVES.items() if f.metadata.get("choices")]
+CHOICES = [k for k, (f, kind) in LEAVES.items() if f.metadata.get("choices") and kind is str]
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -272,7 +294,8 @@ RULES = {
         {"train.batch_rows": 63},
     ),
     "warm-up ends": (
-        {"train.steps": 100}, ["optimizer.warmup_steps=100", "train.steps=100"],
+        {"optimizer.warmup_steps": 100, "train.steps": 100},
+        ["optimizer.warmup_steps=100", "train.steps=100", "--config.optimizer.warmup_steps=5"],
         {"train.steps": 101},
     ),
     "adapters freeze by themselves": (
@@ -372,7 +395,30 @@ MATCH_RULES = {
     "gamma beyond 1": ({"sequencematch.gamma": 1.5}, ["gamma", "1.5", "legal is 1.0"], {}),
     "gamma that is none": ({"sequencematch.gamma": math.nan}, ["gamma must be finite", "nan"], {}),
     "gamma 1 without a horizon": (
-        {"sequencematch.gamma": 1.0}, ["gamma=1.0", "horizon >= 1"], {"sequencematch.horizon": 5},
+        {"sequencematch.gamma": 1.0, "sequencematch.horizon": 0},
+        ["gamma=1.0", 'horizon="auto" or >= 1'], {"sequencematch.horizon": 5},
+    ),
+    "gamma 1 in float32 without a horizon": (
+        {"sequencematch.gamma": 1 - 1e-9, "sequencematch.horizon": 0},
+        ["gamma=0.999999999, 1 in float32", "horizon"], {"sequencematch.horizon": "auto"},
+    ),
+    "gamma 1 in float32 for ever": (
+        {"sequencematch.gamma": 1 - 2e-8, "sequencematch.terminal": "repeat"},
+        ["repeat", "1 in float32", "never ends"], {"sequencematch.gamma": 1 - 1e-7},
+    ),
+    "alpha that float32 does not hold": (
+        {"sequencematch.alpha": 1e-31}, ["alpha", "at least 1e-30", "1e-31"],
+        {"sequencematch.alpha": 1e-30},
+    ),
+    "alpha whose products it does not hold": (
+        {"sequencematch.alpha": 1e30}, ["alpha", "<= 1000000.0"], {"sequencematch.alpha": 1e6},
+    ),
+    "a rate of noise below none": (
+        {"replay.noise_rate": -0.5}, ["noise_rate=-0.5", "-1"], {"replay.noise_rate": -1.0},
+    ),
+    "a word that is no horizon": (
+        {"sequencematch.horizon": "atuo"}, ["horizon", '"auto" or an int', "did you mean auto?"],
+        {"sequencematch.horizon": 0},
     ),
     "gamma 1 for ever": (
         {"sequencematch.gamma": 1.0, "sequencematch.horizon": 5,
@@ -618,7 +664,34 @@ def test_no_option_of_sequencematch_is_accepted_and_ignored(objective):
 
 def test_heads_without_number_are_refused_at_once():
     message = refusal({"model.n_heads": 2**31 - 1, "model.n_kv_heads": 2})
-    assert message.endswith("nearest legal: 1, 2147483647")
+    assert "nearest legal: 1, 2147483647;" in message
+
+
+# What Python tells apart and float32 does not, or holds as 0, as inf or with few digits.
+STRANGE = [
+    sign * x
+    for sign in (1, -1)
+    for x in (1e-300, 5e-324, 1e-46, 1e-40, 1.1e-38, 1e-37, 1e-30, 1e30, 3.5e38, 1e39, 1e300)
+] + [1 + way * x for way in (1, -1) for x in (2.0**-53, 1e-12, 1e-9, 2.9e-8, 1e-7)]
+
+
+@pytest.mark.parametrize("key", [k for k, (_, kind) in LEAVES.items() if kind is float])
+def test_a_number_that_float32_does_not_hold_is_refused(key):
+    """What is taken is a normal number of float32, and keeps its bounds there.
+
+    Catches: a learning rate or an eps that is 0 on the device, a decay rate that is 1.
+    """
+    rules = LEAVES[key][0].metadata
+    for value in STRANGE:
+        message = refusal({key: value})
+        single = float(np.float32(value)) if abs(value) < 3.4028236e38 else math.inf
+        normal = np.isfinite(single) and abs(single) >= np.finfo(np.float32).tiny
+        above, below, least = (rules.get(name) for name in ("above", "below", "least"))
+        kept = (above is None or single > above) and (below is None or single < below)
+        kept = kept and (not least or abs(single) >= np.float32(least))
+        if not (normal and kept):
+            assert message is not None, value
+            assert message.startswith(key), message
 
 
 def random_legal(rng, f, kind):
@@ -626,6 +699,8 @@ def random_legal(rng, f, kind):
     r = f.metadata
     if kind is bool:
         return rng.random() < 0.5
+    if kind == int | str and rng.random() < 0.5:
+        return rng.randint(r["low"], r["low"] + 50)
     if r.get("choices"):
         return rng.choice(r["choices"])
     if kind is int:
@@ -633,7 +708,8 @@ def random_legal(rng, f, kind):
     if kind is float:
         low = r["low"] if r["low"] is not None else r["above"] + 1e-9
         high = r["high"] if r["high"] is not None else r["below"]
-        return rng.choice([low, rng.uniform(low, low + 10 if high is None else high - 1e-9)])
+        high = low + 10 if high is None else min(low + 10, high - 1e-9)
+        return rng.choice([low, rng.uniform(low, high)])
     return f.default
 
 
@@ -651,6 +727,8 @@ def fit_objective(rng, changes, get):
         changes |= {"vocab.backspace": True} if get("noise.rate") > 0 else {}
         return
     rows, refresh = get("train.batch_rows"), get("replay.refresh_rollouts")
+    if -1 < get("replay.noise_rate") < 0:
+        changes["replay.noise_rate"] = -1.0
     if get("replay.noise_rate") > 0:
         changes["noise.rate"] = 0.1
     if get("noise.rate") > 0:
@@ -775,7 +853,31 @@ def random_config(rng):
     changes["evaluate.pass_at_k"] = tuple(sorted({1, k}))
     if rng.random() < 0.5:
         changes |= {"task.name": "countdown", "task.max_numbers": 5, "task.forms": ("a", "b")}
+    for keys, other, values in UNREAD:
+        if get(other) in values:
+            changes = {k: v for k, v in changes.items() if k not in keys}
     return changes
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "value"),
+    [(key, other, v) for keys, other, values in UNREAD for key in keys for v in values],
+)
+def test_a_key_that_nothing_would_read_is_refused(key, other, value):
+    """Catches: top_p beside contrastive search, eps of an optimizer that has none: set, and no
+    word that they do nothing.
+    """
+    f, kind = LEAVES[key]
+    low = f.metadata.get("low") or f.metadata.get("above") or 0.0
+    number = 2 if kind is int else (low + 0.25)
+    away = {bool: True, tuple[int, ...]: (2,)}.get(kind, number)
+    beside = {other: value, "data.path": "" if (other, value) != ("data.source", "text") else "x"}
+    if value in ("jsonl", "tfds"):
+        beside["data.path"] = "x"
+    with pytest.raises(C.ConfigError) as refused:
+        K.from_dict(nested({**beside, key: away}))
+    said = str(refused.value)
+    assert said.startswith(f"{key}={away!r} has no effect with {other}={value!r}; leave it at ")
 
 
 def same_after_round_trips(c):

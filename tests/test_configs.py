@@ -17,7 +17,8 @@ from reasoning_jax.report.study import arm_labels, newest_metrics
 from reasoning_jax.sweep import ARG
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(CONFIGS.glob("*.py"))
+# `jsonl` reads a file of the user's when it is made: tests/test_jsonl_config.py.
+FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "jsonl")
 # Experiments of papers: they have get_sweep and get_study besides.
 EXPERIMENTS = sorted(CONFIGS.glob("*/*.py"))
 ALL = [*FILES, *EXPERIMENTS]

@@ -30,7 +30,7 @@ from reasoning_jax.sweep import (
     sweep,
     zip_,
 )
-from tests.small import tiny_run
+from tests.small import tiny_run, with_a_step
 from tests.test_main import MAX_LINES, TINY
 
 A, B, C = sweep("a", (1, 2)), sweep("b", (3, 4, 5)), sweep("c", (6, 7))
@@ -375,7 +375,10 @@ def test_runs_without_names_of_their_own_are_refused(tmp_path):
 
 
 def test_an_index_keeps_its_meaning(tmp_path, trained):
+    # Nothing was trained, so that it is still no sweep.
+    assert command.run_points(runs_of(3), tmp_path) == 0
     assert command.run_points(runs_of(0, 1), tmp_path) == 0
+    with_a_step(tmp_path / "seed=1")
     before = (tmp_path / "sweep.json").read_bytes()
     longer = runs_of(0, 1, train={"steps": 4, "log_every_steps": 2})
     refused = {
@@ -406,6 +409,7 @@ def test_an_index_keeps_its_meaning(tmp_path, trained):
 def test_names_in_the_folder_are_kept_when_the_sweep_grows(tmp_path, trained):
     old = command.resolve(tiny, sweep("seed", (0, 1)), tmp_path)
     assert command.run_points(old, tmp_path) == 0
+    with_a_step(tmp_path / "seed=0")
     points = chain(sweep("seed", (0, 1)), fixed({"seed": 1, RATE: 0.5}))
     grown = command.resolve(tiny, points, tmp_path)
     assert [r.name for r in grown] == ["seed=0", "seed=1", f"{RATE}=0.5,seed=1"]
@@ -434,20 +438,30 @@ def test_a_folder_that_cannot_be_written(tmp_path, trained):
 def test_another_run_in_a_folder_is_found_before_any_starts(tmp_path, trained):
     runs = runs_of(0, 1)
     runfolder.write_json(tmp_path / "seed=1" / "config.json", {"seed": 5})
+    with_a_step(tmp_path / "seed=1")
     with pytest.raises(ConfigError, match="another config"):
         command.run_points(runs, tmp_path)
     assert trained.runs == []
     assert command.run_points(runs, tmp_path, index=0) == 0
 
 
-def test_a_run_is_finished_when_its_last_step_is_saved(tmp_path):
+def test_a_run_is_finished_when_its_last_step_is_saved_and_evaluated(tmp_path):
     (run,) = runs_of(0)
-    saved = tmp_path / "seed=0" / "checkpoints"
-    for name, done in (
-        ("1", False), ("3.orbax-checkpoint-tmp", False), ("2", True), ("10", True),
-    ):  # fmt: skip
-        (saved / name).mkdir(parents=True)
-        assert command.finished(tmp_path, run) is done, name
+    saved, metrics = tmp_path / "seed=0" / "checkpoints", tmp_path / "seed=0" / "metrics.jsonl"
+    saved.mkdir(parents=True)
+    row = {"step": 2, "split": "validation", "loss": 1.0}
+    for name, rows, done in (
+        ("1", [row], False),
+        ("3.orbax-checkpoint-tmp", [row], False),
+        ("2", [row], True),
+        ("10", [{**row, "step": 10}], True),
+        ("2", [], False),
+        ("2", [{**row, "split": "train"}, {**row, "step": 1}], False),
+        ("2", [{"step": 2, "split": "validation", "failed": "MemoryError: none left"}], False),
+    ):
+        (saved / name).mkdir()
+        metrics.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert command.finished(tmp_path, run) is done, (name, rows)
         (saved / name).rmdir()
     assert not command.finished(tmp_path, run)
 
@@ -507,11 +521,13 @@ def test_a_sweep_is_stopped_continued_and_left_alone(
         assert main.run([*argv, "--all", "--quiet"]) == 42
     assert [p.name for p in sorted(out.iterdir())] == [names[0], "sweep.json"]
     assert states() == ["started", "-"]
-    # The second comes by Slurm, in the middle of its last step: it is done, and nothing is left.
+    # The second comes by Slurm, and is stopped in its last step: an evaluation is left.
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     with monkeypatch.context() as patch:
         kill_at(patch, SupervisedSource, "next", 3)
-        assert main.run(argv) == 0
+        assert main.run(argv) == 42
+    assert states() == ["started", "started"]
+    assert main.run(argv) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"index 1 from SLURM_ARRAY_TASK_ID\nrun 1 of 2: {names[1]}\n")
     assert states() == ["started", "finished"]
@@ -543,11 +559,11 @@ def test_a_signal_in_the_last_step_of_a_run_starts_no_other(
     with monkeypatch.context() as patch:
         kill_at(patch, SupervisedSource, "next", 2)
         assert command.run_points(runs, tmp_path, quiet=True) == 42
-    assert command.finished(tmp_path, runs[0])
+    assert (tmp_path / "seed=0" / "checkpoints" / "2").is_dir()
     assert not (tmp_path / "seed=1").exists()
-    # While the second is put together: it saves its first step and stops.
+    # While the second is put together: it saves its first step and stops. The first is evaluated.
     with monkeypatch.context() as patch:
-        kill_at(patch, train_command, "assemble", 1)
+        kill_at(patch, train_command, "assemble", 2)
         assert command.run_points(runs, tmp_path, quiet=True) == 42
     assert (tmp_path / "seed=1" / "checkpoints" / "1").is_dir()
     assert signal.getsignal(signal.SIGTERM) == handler

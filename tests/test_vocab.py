@@ -194,6 +194,45 @@ def test_a_word_that_would_read_as_a_pair_is_refused(word):
         V.PairCodec(("a", word))
 
 
+SIGNED = V.word_codec(
+    ["Every", "hilpus", "is", "a", "lempus.", "Is", "Tom", "hilpus?", ".", "...", "etc.,", "\n"]
+)
+
+
+def test_a_word_has_one_id_whatever_sign_follows():
+    """Catches: `hilpus`, `hilpus.` and `hilpus?` as three words that share nothing."""
+    assert SIGNED.signs == ".?,"
+    word, stop, asked = (SIGNED.encode(f"hilpus{sign}")[-1] for sign in ("", ".", "?"))
+    assert SIGNED.encode("hilpus hilpus. hilpus?") == [word, word, stop, word, asked]
+    assert stop >= len(SIGNED.words) > word
+    assert SIGNED.size == len(SIGNED.words) + 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Every hilpus is a lempus.", "Is Tom a hilpus?\nTom is a lempus.", "a . lempus", "...",
+        ". .", "etc., hilpus", "hilpus.\n. hilpus", "Tom?.,", "lempus...", "\n", "hilpus", "",
+    ],
+)  # fmt: skip
+def test_text_with_signs_comes_back_exactly(text):
+    vocab = V.Vocab.from_dict(json.loads(json.dumps(V.make_vocab(SIGNED).to_dict())))
+    ids = vocab.encode(text)
+    assert vocab.decode(ids) == text
+    # As the report joins what was written token by token.
+    assert "".join(vocab.piece(ids[:i], ids[i]) for i in range(len(ids))) == text
+
+
+def test_vocabularies_of_earlier_versions_keep_their_words():
+    # vocab.json says which rule: without "signs" they are parts of words.
+    old = {"kind": "word", "words": ["hilpus", "hilpus.", "is"]}
+    vocab = V.Vocab.from_dict({"codec": old, "specials": {"<pad>": 3, "<eos>": 4}, "size": 5})
+    assert vocab.encode("hilpus is hilpus.") == [0, 2, 1]
+    assert vocab.to_dict()["codec"] == old
+    with pytest.raises(V.VocabError, match="ends in a sign"):
+        V.WordCodec(("hilpus", "hilpus."), ".")
+
+
 def test_a_special_among_the_words_is_not_reachable_by_text():
     vocab = V.Vocab(V.PairCodec(("a", "end")), {V.PAD: 2, V.EOS: 1}, 3)
     assert vocab.encode("a a>a") == [0, 3]

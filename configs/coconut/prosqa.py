@@ -73,7 +73,7 @@ def get_config(arg: str = ""):
         config.model.d_ff = 3 * width
         config.optimizer.learning_rate = 2e-3 if small else 5e-4
         config.optimizer.weight_decay = 0.01
-        config.optimizer.warmup_steps = min(100, steps // 4)
+        config.optimizer.warmup_fraction = min(100, steps // 4) / steps
     else:
         config.weights.path = "smollm2"
         config.vocab.kind = "weights"
@@ -82,7 +82,7 @@ def get_config(arg: str = ""):
         config.optimizer.no_decay = ()
         config.optimizer.b2 = 0.999
         config.optimizer.clip_norm = 0.0
-        config.optimizer.warmup_steps = 0
+        config.optimizer.warmup_fraction = 0.0
     config.optimizer.schedule = "constant"
     config.train.steps = steps
     config.train.batch_rows = rows

@@ -142,7 +142,7 @@ def get_config(arg: str = ""):
     config.optimizer.weight_decay = 0.0 if small else 0.01
     config.optimizer.b2 = 0.98 if small else 0.999
     config.train.steps = steps
-    config.optimizer.warmup_steps = {"smoke": 2, "paper": 0}.get(arg.scale, 100)
+    config.optimizer.warmup_fraction = {"smoke": 2, "paper": 0}.get(arg.scale, 100) / steps
     if arg.scale == "paper":
         config.optimizer.clip_norm = 0.0
         config.optimizer.no_decay = ()

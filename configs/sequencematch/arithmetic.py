@@ -66,7 +66,6 @@ def get_config(arg: str = ""):
         config.data.question_suffix = " "
     config.optimizer.weight_decay = 0.01
     config.train.steps = round(steps * arg.longer)
-    config.optimizer.warmup_steps = config.train.steps // 20
     config.train.batch_rows = rows
     config.train.log_every_steps = max(1, config.train.steps // 20)
     config.train.evaluate_every_steps = max(1, config.train.steps // 4)
@@ -82,6 +81,8 @@ def get_config(arg: str = ""):
         match.horizon = 4
         match.gamma = 0.99
         match.alpha = arg.alpha
+        # As in docs/results.md; the default, -1, lets rollouts err as the data do.
+        config.replay.noise_rate = 0.0
         match.value_weight_data = 1.0
         match.bc_steps = config.train.steps // 2
         match.anneal_steps = config.train.steps // 10

@@ -14,7 +14,7 @@ import numpy as np
 
 from reasoning_jax.data.examples import DataError, Example
 from reasoning_jax.tasks.prosqa_graph import distances_from, neighbours
-from reasoning_jax.tasks.prosqa_text import Question, parse_question
+from reasoning_jax.tasks.prosqa_text import Question, parse_question, write_step
 
 FEATURES = (
     "in-degree", "out-degree", "ancestors", "sources above it", "depth", "greatest depth",
@@ -80,15 +80,17 @@ def contrasts(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
             question = parse_question(example.question)
         except ValueError as error:
             raise DataError(f"record {example.index}: {error}") from None
-        answer = (example.answer.rstrip(". ").split() or [""])[-1]
-        if answer not in question.choices:
+        answers = [
+            write_step(question.form, (question.root, choice), 0, 1) for choice in question.choices
+        ]
+        if example.answer.strip() not in answers:
             raise DataError(
-                f"record {example.index}: the answer {example.answer[:40]!r} is neither of the "
-                f"choices {question.choices}"
+                f"record {example.index}: the answer {example.answer[:40]!r} is neither "
+                f"{answers[0]!r} nor {answers[1]!r}"
             )
         first, second = features(question)
         differences.append(first - second)
-        right.append(answer == question.choices[0])
+        right.append(example.answer.strip() == answers[0])
     return np.array(differences), np.array(right)
 
 

@@ -6,12 +6,12 @@ Whatever is wrong with them is found here, before any device is touched.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasoning_jax import vocab as vocabularies
+from reasoning_jax.commands.records import Sources, measure_data
 from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
@@ -24,17 +24,13 @@ from reasoning_jax.config import (
 from reasoning_jax.config_fields import show
 from reasoning_jax.data.batch import Encoder, noise_ids
 from reasoning_jax.data.curriculum import MODES, Curriculum, RowPlan, StagedEncoder
-from reasoning_jax.data.examples import Example, TaskSource, extract_answer
+from reasoning_jax.data.examples import Example, extract_answer
 from reasoning_jax.decoding.sampler import ActionIds
 from reasoning_jax.model.latent import Thoughts
 from reasoning_jax.tasks import Task, make_task
+from reasoning_jax.tasks.answers import same_answer
 from reasoning_jax.vocab import LATENT, LATENT_SPECIALS, Vocab, VocabError
 
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
-# How many examples are encoded and judged on trial before a run starts.
-_TRIAL = 64
-# Validation and test problems that a task source offers.
-_HELD_OUT = 100_000
 # Tokens of the training data from which n-gram noise is counted.
 _NGRAM_TOKENS = 1_000_000
 
@@ -52,8 +48,8 @@ class Assembly:
     encoder: Encoder
     notes: tuple[str, ...] = ()
     with_data: bool = True
-    # Opening a file or a folder reads all of it: each split is opened once.
-    _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    # Opening a file reads all of it: they are opened and measured once.
+    sources: Sources = field(default_factory=Sources, repr=False, compare=False)
 
     @property
     def ids(self) -> ActionIds:
@@ -74,10 +70,13 @@ class Assembly:
         """Rows of the curriculum's stages, where there is one. Without data nothing can be said of
         when stages begin.
         """
-        config = self.config
-        if config.latent.mode == "off":
+        if self.config.latent.mode == "off":
             return None
-        examples = len(self.examples("train")) if self.with_data else 1
+        return self.staged_of(len(self.examples("train")) if self.with_data else 1)
+
+    def staged_of(self, examples: int) -> StagedEncoder:
+        """Rows of the curriculum's stages, of so many training examples."""
+        config = self.config
         curriculum = Curriculum(config.latent, examples, config.train.batch_rows)
         shuffle = None
         if config.data.reshuffle_edges:
@@ -87,25 +86,40 @@ class Assembly:
         return StagedEncoder(self.encoder, curriculum, shuffle)
 
     def examples(self, split: str) -> Any:
-        """The source of a split's examples. Raises DataError or TaskError."""
-        if split not in self._opened:
-            self._opened[split] = open_source(self.config.data, self.task, split)
-        return self._opened[split]
+        """The source of a split's examples, measured: without the bad ones where they are skipped.
+
+        Raises:
+          DataError, TaskError: it cannot be read, or has bad records that are refused.
+        """
+        return self.sources.examples(self, split)
 
     def judge(self, source: Any, index: int) -> Any:
         """A function from a completion's text to whether it answers example `index` of `source`."""
-        prefix = self.config.data.answer_prefix
+        data = self.config.data
         if self.task is not None:
-            return functools.partial(_verified, self.task, source.problem(index), prefix)
-        return functools.partial(_matches, source[index].answer, prefix)
+            return functools.partial(
+                _verified, self.task, source.problem(index), data.answer_prefix
+            )
+        example = source[index]
+        prefix = data.answer_prefix
+        if not prefix and data.with_steps and example.steps and self.config.latent.mode == "off":
+            # Nothing but the end of the last step parts the answer from the steps.
+            prefix = data.step_suffix
+        return functools.partial(_matches, example.answer, prefix)
 
 
 def assemble(
-    config: Config, saved_vocab: Vocab | None = None, *, with_data: bool = True
+    config: Config,
+    saved_vocab: Vocab | None = None,
+    *,
+    with_data: bool = True,
+    splits: Sequence[str] = (),
+    saved_horizon: int | None = None,
 ) -> Assembly:
-    """Build the parts of a run and try them on a few examples.
+    """Build the parts of a run and measure its records (of `splits`; default: all that it needs).
 
-    With `saved_vocab` (of an existing run) no vocabulary is built from data. Without `with_data`
+    With `saved_vocab` (of an existing run) no vocabulary is built from data, and with
+    `saved_horizon` it is not measured what sequencematch.horizon="auto" is. Without `with_data`
     the data need not be there: prompts are encoded, but there is neither task nor noise.
 
     Raises:
@@ -113,16 +127,19 @@ def assemble(
     """
     config = replace(config, data=replace(config.data, window_chars=window_chars(config)))
     task = task_of(config) if with_data else None
+    sources = Sources(config.data, task)
+    from reasoning_jax import weights
+
     model, notes = config.model, ()
     if config.weights.path:
-        from reasoning_jax import weights
-
         read = weights.read_config(config.weights.path)
         model = replace(read, **{name: getattr(config.model, name) for name in COMPUTE_FIELDS})
     if saved_vocab is not None:
         vocab = saved_vocab
     else:
-        vocab, notes = _vocab(config, task, model)
+        vocab, notes = _vocab(config, sources, model)
+        if config.weights.path:
+            notes += weights.adapter_notes(config.weights.path)
     latent_rows(config.weights, vocab)
     if not config.weights.path and config.model.vocab_size not in (0, vocab.size):
         raise ConfigError(
@@ -151,11 +168,15 @@ def assemble(
         terminal_row=config.objective.name == "sequencematch",
         cut=config.data.source == "text",
     )  # fmt: skip
-    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data)
+    assembly = Assembly(config, task, vocab, model, encoder, notes, with_data, sources)
+    if with_data:
+        assembly = replace(assembly, notes=(*notes, *measure_data(assembly, splits)))
     if noise.rate and noise.source == "ngram":
         assembly = replace(assembly, encoder=replace(encoder, ngrams=_ngrams(assembly)))
-    if with_data:
-        _try_out(assembly)
+    if with_data and not splits:
+        _check_stages(assembly)
+    if config.objective.name == "sequencematch":
+        assembly = _with_horizon(assembly, saved_horizon)
     return assembly
 
 
@@ -179,6 +200,38 @@ def latent_rows(weights: WeightsConfig, vocab: Vocab) -> dict[int, int | None]:
             f'got {len(ids)} ({pieces}); take a text that is one, or "mean"'
         )
     return dict.fromkeys(markers, ids[0])
+
+
+def _with_horizon(assembly: Assembly, saved: int | None) -> Assembly:
+    """The assembly with a number in place of sequencematch.horizon="auto", and notes about it."""
+    from reasoning_jax.rl import horizon
+
+    config = assembly.config
+    automatic = config.sequencematch.horizon == "auto"
+    if not assembly.with_data:
+        # Nothing is trained without data, so that no loss needs it.
+        return replace(assembly, config=horizon.with_horizon(config, saved or 1))
+    lengths = horizon.measure(assembly.examples("train"), assembly.encoder, config)
+    if automatic:
+        config = horizon.with_horizon(config, saved or lengths.horizon)
+    notes = horizon.notes(config, lengths, automatic)
+    return replace(assembly, config=config, notes=(*assembly.notes, *notes))
+
+
+def _check_stages(assembly: Assembly) -> None:
+    """Refuse problems that learned positions have no room for at any stage, not only the first.
+
+    Raises:
+      ConfigError
+    """
+    if assembly.staged is None or assembly.model.position != "learned":
+        return
+    e, curriculum = assembly.config.evaluate, assembly.staged.curriculum
+    stages: Sequence[int] = range(curriculum.first, curriculum.last + 1)
+    if curriculum.mode.removes == "tokens":
+        stages = (curriculum.first,)
+    for stage in stages:
+        evaluation_items(assembly, e.split, e.problems, stage)
 
 
 def window_chars(config: Config) -> int:
@@ -207,29 +260,6 @@ def _ngrams(assembly: Assembly) -> Any:
     return NgramNoise.from_sequences(sequences(), encoder.vocab.text_ids(), _NGRAM_TOKENS)
 
 
-def open_source(data: DataConfig, task: Task | None, split: str) -> Any:
-    """Random access to the examples of a split: of a task, a JSONL file, text, a TFDS folder."""
-    if data.source == "jsonl":
-        from reasoning_jax.data.jsonl import JsonlSource
-        from reasoning_jax.data.splits import HashSplit
-
-        if not data.validation_path:
-            return HashSplit(JsonlSource(data.path), split)
-        return JsonlSource(data.path if split == "train" else data.validation_path)
-    if data.source == "text":
-        from reasoning_jax.data.text import TextSource
-
-        assert data.window_chars, "resolved by assemble"
-        return TextSource(data.path, data.window_chars, split)
-    if data.source == "tfds":
-        from reasoning_jax.data.builder import TfdsSource
-
-        return TfdsSource(data.path, split)
-    assert task is not None
-    size = data.train_problems if split == "train" else _HELD_OUT
-    return TaskSource(task, split, size)
-
-
 def corruption_ids(vocab: Vocab, task: Task | None) -> list[int]:
     """What corrupted prefixes are made of: the task's units where each is one token, else text."""
     units = task.noise_units() if task is not None else ()
@@ -250,7 +280,7 @@ def task_of(config: Config) -> Task | None:
     return make_task(config.task.name, **dict(config.task.dials))
 
 
-def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab, tuple[str, ...]]:
+def _vocab(config: Config, sources: Sources, model: ModelConfig) -> tuple[Vocab, tuple[str, ...]]:
     """Build the vocabulary; also says what was done."""
     kind = config.vocab.kind
     options = {"backspace": config.vocab.backspace, "latent": config.vocab.latent}
@@ -258,19 +288,10 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     if kind == "weights":
         from reasoning_jax import weights
 
-        tokenizer = weights.read_tokenizer(config.weights.path)
-        if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-            missing = "tokenizer.json" if tokenizer.tokenizer_json is None else "end-of-text id"
-            raise ConfigError(
-                f"weights.path={config.weights.path!r} comes without a {missing}, which "
-                'vocab.kind="weights" needs; put it beside the weights'
-            )
-        codec = vocabularies.TokenizerCodec(tokenizer.tokenizer_json)
-        vocab, added = vocabularies.extend_pretrained(
-            codec, rows=model.vocab_size, eos_id=tokenizer.eos_id, bos_id=tokenizer.begin_id,
-            pad_id=tokenizer.pad_id, **options,
-        )  # fmt: skip
-        return vocab, (*tokenizer.notes, added)
+        path = config.weights.path
+        files = weights.read_tokenizer(path)
+        vocab, added = weights.vocab_of_weights(files, model.vocab_size, path, **options)
+        return vocab, (*files.notes, added)
     if config.weights.path:
         raise ConfigError(
             f'vocab.kind={kind!r} does not go with weights.path; use vocab.kind="weights"'
@@ -289,11 +310,11 @@ def _vocab(config: Config, task: Task | None, model: ModelConfig) -> tuple[Vocab
     elif kind == "byte":
         codec = vocabularies.ByteCodec()
     elif kind == "char":
-        codec = vocabularies.CharCodec(_characters(config, task))
+        codec = vocabularies.CharCodec(_characters(config, sources))
     elif kind == "word":
-        codec = vocabularies.WordCodec(_words(config, task))
+        codec = vocabularies.word_codec(_words(config, sources))
     else:
-        codec = vocabularies.PairCodec(_words(config, task))
+        codec = vocabularies.PairCodec(_words(config, sources))
     vocab = vocabularies.make_vocab(codec, **options)
     return vocab, (*notes, vocabularies.describe(vocab))
 
@@ -302,17 +323,19 @@ def _layout_text(data: DataConfig) -> str:
     return data.question_suffix + data.step_suffix + data.answer_prefix
 
 
-def _characters(config: Config, task: Task | None) -> str:
+def _characters(config: Config, sources: Sources) -> str:
+    task = sources.task
     found = set(_layout_text(config.data))
     if task is not None:
         found |= set(task.characters())
     else:
-        for text in _all_text(config):
+        for text in _all_text(sources):
             found |= set(text)
     return "".join(sorted(found))
 
 
-def _words(config: Config, task: Task | None) -> tuple[str, ...]:
+def _words(config: Config, sources: Sources) -> tuple[str, ...]:
+    task = sources.task
     found = {"\n", *_layout_text(config.data).split()}
     if task is not None:
         if not task.words():
@@ -322,7 +345,7 @@ def _words(config: Config, task: Task | None) -> tuple[str, ...]:
             )
         found |= set(task.words())
     else:
-        for text in _all_text(config):
+        for text in _all_text(sources):
             found |= set(text.split())
     if config.vocab.kind == "pair":
         pairs = {word for word in found if vocabularies.PAIR in word}
@@ -330,44 +353,12 @@ def _words(config: Config, task: Task | None) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _all_text(config: Config) -> Any:
-    for split in sorted({"train", "validation", config.evaluate.split}):
-        source = open_source(config.data, None, split)
+def _all_text(sources: Sources) -> Any:
+    """The text of every record, whatever its split: a held-out one must be encoded, too."""
+    for source in sources.whole():
         for i in range(len(source)):
             example = source[i]
             yield from (example.question, *example.steps, example.answer)
-
-
-def _try_out(assembly: Assembly) -> None:
-    """Encode a few training examples, and check that their own answers are judged right."""
-    import numpy as np
-
-    source = assembly.examples("train")
-    rng = np.random.default_rng(0)
-    for i in range(min(_TRIAL, len(source))):
-        example: Example = source[i]
-        if assembly.staged is not None:
-            _try_stages(assembly.staged, example, rng)
-        else:
-            assembly.encoder.encode(example, rng)
-        if assembly.config.data.source == "text":
-            continue
-        _, response = assembly.encoder.render(example)
-        if not assembly.judge(source, i)(response):
-            raise ConfigError(
-                f"the reference response {response[:120]!r} of {example.question[:80]!r} is not "
-                f"judged right with data.answer_prefix={assembly.config.data.answer_prefix!r};\n"
-                "set data.answer_prefix to what separates steps from the answer (such as '### '), "
-                "or data.with_steps=False"
-            )
-
-
-def _try_stages(staged: StagedEncoder, example: Example, rng: Any) -> None:
-    """A row of every kind: with all thoughts, with all steps, and as it is drawn."""
-    curriculum = staged.curriculum
-    for stage in range(curriculum.first, curriculum.last + 1):
-        staged.encode(example, stage, rng, clean=True)
-    staged.encode(example, curriculum.first, rng)
 
 
 def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
@@ -375,14 +366,7 @@ def _verified(task: Task, problem: Any, prefix: str, text: str) -> bool:
 
 
 def _matches(answer: str, prefix: str, text: str) -> bool:
-    return _plain(extract_answer(text, prefix)) == _plain(answer)
-
-
-def _plain(answer: str) -> str:
-    """An answer without blanks around it, and a number without commas: 1,000 is 1000."""
-    answer = answer.strip()
-    plain = answer.replace(",", "")
-    return plain if _NUMBER.fullmatch(plain) else answer
+    return same_answer(answer, extract_answer(text, prefix))
 
 
 def evaluation_items(

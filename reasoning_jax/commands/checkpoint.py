@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from reasoning_jax import devices
 from reasoning_jax.commands.runfolder import changed_keys
 from reasoning_jax.config import ConfigError
 from reasoning_jax.train import manifest
@@ -19,11 +20,12 @@ from reasoning_jax.train.checkpoint import DAMAGED, Checkpoints
 
 FOUND = 1
 _SHOWN = 20
-_AT_STEP = re.compile(r"(.+)@(\d+)")
+_AT_STEP = re.compile(r"(.+)@(\d+)", re.DOTALL)
 
 
 def verify(workdir: Path, step: int | None) -> int:
-    """Compare every file of a step (default: of all) with its manifest. 0: all intact, 1: not.
+    """Compare every file and array of a step (default: of all) with those that were saved: what is
+    intact can be restored. 0: all intact, 1: not.
 
     Raises:
       ConfigError: this is no run folder.
@@ -33,7 +35,7 @@ def verify(workdir: Path, step: int | None) -> int:
         steps = _steps(checkpoints, step)
         damaged = 0
         for number in steps:
-            findings = checkpoints.verify(number)
+            findings = checkpoints.verify(number, values=True)
             damaged += bool(findings)
             size = _mib(checkpoints.folder / str(number))
             print(f"step {number}: " + (f"intact, {size}" if not findings else "DAMAGED"))
@@ -125,6 +127,8 @@ def _contents(text: str) -> tuple[dict[str, Any], str]:
 def _open(workdir: Path) -> Checkpoints:
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"{workdir} has no folder checkpoints; is it a run folder?")
+    # Orbax starts it, too, and then in a traceback.
+    devices.start()
     return Checkpoints(workdir / "checkpoints")
 
 

@@ -120,6 +120,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     path = Path(name)
     if path.is_dir() or path.suffix == ".json":
         values = runfolder.read_json(path / "config.json" if path.is_dir() else path)
+        values = runfolder.with_new_defaults(values)
         # Keys that an older version did not have take their defaults; what is refused now stands.
         with contextlib.suppress(ConfigError):
             values = to_dict(from_dict(values))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reasoning_jax import screen
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.tasks import make_task
 
@@ -23,11 +24,12 @@ def build(config: Config, out: Path) -> int:
     sizes = {"train": config.data.train_problems, "validation": _HELD_OUT, "test": _HELD_OUT}
     task = make_task(config.task.name, **dials)
     try:
-        folder = builder.build(
-            task, name=config.task.name, dials=dials, out_dir=out, sizes=sizes, seed=config.seed
-        )
+        with screen.doing(f"writing {sum(sizes.values()):,} problems"):
+            folder = builder.build(
+                task, name=config.task.name, dials=dials, out_dir=out, sizes=sizes, seed=config.seed
+            )
     except OSError as error:
-        raise ConfigError(f"--out={out} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--out={out} cannot be written: {error.strerror or error}") from None
     total = sum(sizes.values())
     print(f"{total:,} problems of {config.task.name} in {folder}")
     print(f"train on them: --config.data.source=tfds --config.data.path={folder}")
@@ -41,13 +43,15 @@ def shortcuts(config: Config, problems: int) -> int:
     from reasoning_jax.analysis.shortcuts import FEATURES
     from reasoning_jax.analysis.shortcuts import shortcuts as measure
     from reasoning_jax.commands import assemble
+    from reasoning_jax.commands.records import Sources
 
-    task = assemble.task_of(config)
+    sources = Sources(config.data, assemble.task_of(config))
     fitted, tested = (
-        assemble.first_examples(assemble.open_source(config.data, task, split), problems)
+        assemble.first_examples(sources.raw(split), problems)
         for split in ("train", config.evaluate.split)
     )
-    found = measure(fitted, tested)
+    with screen.doing(f"fitting {len(fitted):,} questions"):
+        found = measure(fitted, tested)
     print(f"fitted on {found.fitted:,} questions, judged on {found.tested:,}; chance is 50 %")
     print(f"linear, all features  {found.linear:.1%}")
     for name in sorted(FEATURES, key=lambda name: -found.alone[name]):

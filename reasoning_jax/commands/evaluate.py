@@ -1,34 +1,66 @@
-"""`evaluate`: measure a checkpoint on a split, print a table, write it into the run folder."""
+"""`evaluate`: measure a checkpoint on a split, print a table, keep it in RUN or --out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import jax
 
+from reasoning_jax import screen
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.load import load_trained
 from reasoning_jax.commands.train import make_measure, write_evaluation
-from reasoning_jax.config import Config, to_dict
+from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.evaluate.accuracy import Evaluation
 
 
-def evaluate(config: Config, workdir: Path, step: int | None) -> int:
+def evaluate(config: Config, workdir: Path, step: int | None, out: Path | None = None) -> int:
     """Evaluate a step (default: the newest) as `config.evaluate` and `config.sampling` say; of a
     curriculum, as the step's own stage poses the problems.
+
+    Of a run that cannot be written the table alone is shown, without `out`. It is shown whatever
+    becomes of the files.
+
+    Raises:
+      ConfigError: `out` cannot be written.
     """
+    kept = _kept(workdir, out)
     trained = load_trained(config, workdir, step)
     e = config.evaluate
+    for note in trained.assembly.notes:
+        print(note, file=sys.stderr)
     with jax.set_mesh(trained.mesh):
         measure = make_measure(trained.assembly, trained.mesh, trained.stage)
-        result = measure(trained.params)
-    write_evaluation(workdir, trained.step, e.split, result, _difference(config, workdir))
+        with screen.doing(f"evaluating {e.problems} problems"):
+            result = measure(trained.params)
     stage = "" if trained.stage is None else f", stage {trained.stage}"
     print(f"step {trained.step}{stage}, {e.split} split")
     print(table(result))
+    if kept is not None:
+        try:
+            write_evaluation(kept, trained.step, e.split, result, _difference(config, workdir))
+        except OSError as error:
+            raise ConfigError(f"{kept}: not kept: {error.strerror or error}") from None
     return 0
+
+
+def _kept(workdir: Path, out: Path | None) -> Path | None:
+    """Where the files go; None for nowhere, which is said."""
+    folder = workdir if out is None else out
+    for part in ("eval", "samples"):
+        if out is not None:
+            runfolder.check_writable("--out=", folder / part)
+        elif why := runfolder.not_writable(folder / part):
+            print(
+                f"{workdir} cannot be written ({why}): this table is not kept; for its files give "
+                "--out=FOLDER",
+                file=sys.stderr,
+            )
+            return None
+    return folder
 
 
 def _difference(config: Config, workdir: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax import sharding
+from reasoning_jax import devices, screen, sharding
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.assemble import Assembly, assemble
 from reasoning_jax.config import Config, ConfigError, to_dict
@@ -72,19 +72,25 @@ def load_assembly(config: Config, workdir: Path, *, with_data: bool = True) -> A
         raise CheckpointError(
             f"{workdir / 'checkpoints'} does not exist; the run has saved nothing"
         )
-    return assemble(config, runfolder.read_vocab(workdir), with_data=with_data)
+    with screen.doing("reading the data" if with_data else "reading the vocabulary"):
+        return assemble(
+            config, runfolder.read_vocab(workdir), with_data=with_data,
+            splits=(config.evaluate.split,), saved_horizon=runfolder.read_horizon(workdir),
+        )  # fmt: skip
 
 
 def restore(assembly: Assembly, workdir: Path, step: int | None) -> Trained:
     """The parameters of a step on this machine's devices. Raises as `load_trained` does."""
     config = assembly.config
     folder = workdir / "checkpoints"
+    devices.tell()
     keep_compiled()
     mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
     with jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
         program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
         like = abstract_state(program, mesh).params
-        params, step = checkpoints.restore_params(like, step)
+        with screen.doing("loading the checkpoint"):
+            params, step = checkpoints.restore_params(like, step)
         for note in checkpoints.notes(step):
             print(note, file=sys.stderr)
         stage = checkpoints.read_meta(step).get("stage")

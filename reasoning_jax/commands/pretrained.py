@@ -17,7 +17,6 @@ from reasoning_jax.data.batch import padded
 from reasoning_jax.evaluate.generation import FeatureModel
 from reasoning_jax.model import attention, readout, spec, transformer
 from reasoning_jax.train import state as states
-from reasoning_jax.vocab import TokenizerCodec, extend_pretrained
 
 # Training examples over whose states a new row's probability is set.
 _SAMPLE = 8
@@ -33,17 +32,20 @@ def load_pretrained(assembly: Assembly, mesh: jax.sharding.Mesh) -> spec.Params 
         return None
     from reasoning_jax import weights
 
+    # Weights that were exported here know the action and the markers: their rows are not new ones.
+    known = weights.read_tokenizer(config.weights.path).rows
+    copied = latent_rows(config.weights, assembly.vocab)
     loaded = weights.load(
         config.weights.path,
         param_dtype=config.model.param_dtype,
         mesh=mesh,
         vocab_rows=assembly.vocab.size,
-        copied_rows=latent_rows(config.weights, assembly.vocab),
+        copied_rows={row: source for row, source in copied.items() if row >= known},
     )
     for note in loaded.notes:
         print(note, file=sys.stderr)
     wanted, row = config.weights.backspace_probability, assembly.vocab.backspace_id
-    if not wanted or row is None:
+    if not wanted or row is None or row < known:
         return loaded.params
     source = assembly.examples("train")
     encoded = [
@@ -142,19 +144,17 @@ def feature_model(
         )
     from reasoning_jax import weights
 
-    tokenizer = weights.read_tokenizer(path)
-    if tokenizer.tokenizer_json is None or tokenizer.eos_id is None:
-        raise ConfigError(
-            f"evaluate.feature_weights={path!r} comes without a tokenizer.json; put it beside the "
-            'weights, or leave the key "" to take the trained model itself'
+    try:
+        tokenizer = weights.read_tokenizer(path)
+        vocab, _ = weights.vocab_of_weights(
+            tokenizer, weights.read_config(path).vocab_size, path, backspace=False, latent=False
         )
-    loaded = weights.load(path, mesh=mesh)
-    codec = TokenizerCodec(tokenizer.tokenizer_json)
+        loaded = weights.load(path, mesh=mesh)
+    except weights.WeightsError as error:
+        raise ConfigError(
+            f'evaluate.feature_weights={path!r}: {error}; "" takes the trained model itself'
+        ) from None
     for note in (*tokenizer.notes, *loaded.notes):
         print(note, file=sys.stderr)
-    vocab, _ = extend_pretrained(
-        codec, rows=loaded.config.vocab_size, eos_id=tokenizer.eos_id,
-        bos_id=tokenizer.begin_id, backspace=False,
-    )  # fmt: skip
     model = FeatureModel(loaded.params, None, loaded.config, vocab, path)
     return lambda params: model

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from reasoning_jax import screen
 from reasoning_jax.analysis import latent_probe as lp
 from reasoning_jax.analysis import summary
 from reasoning_jax.commands import runfolder
@@ -55,10 +56,12 @@ def probe(
             f"probe needs a run with thoughts; {workdir} has latent.mode={config.latent.mode!r}, "
             f"latent.c_thought={config.latent.c_thought}"
         )
+    # What may be damaged is read before the work.
+    norms = _norms(workdir)
     cases = _cases(assembly, problems or config.evaluate.problems)
     shown = _shown(assembly, cases, problem, prompt)
     trained = restore(assembly, workdir, step)
-    with jax.set_mesh(trained.mesh):
+    with jax.set_mesh(trained.mesh), screen.doing(f"reading thoughts on {len(cases)} problems"):
         subject = _subject(trained)
         _check_room(subject, [shown, *cases])
         result = {
@@ -72,7 +75,7 @@ def probe(
             **analyse(subject, shown, cases, config),
         }
     result["tree"]["problem"] = problem if prompt is None else None
-    result["thought_norm"] = _norms(workdir)
+    result["thought_norm"] = norms
     folder = workdir / "probe" if out is None else out
     try:
         runfolder.write_json(folder / "probe.json", result)

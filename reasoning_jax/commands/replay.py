@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from reasoning_jax import devices, screen
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.load import load_assembly
 from reasoning_jax.commands.train import make_run
@@ -34,20 +35,23 @@ def replay(config: Config, workdir: Path, step: int, out: Path | None, faults: s
         raise ConfigError(f"--step={step}: the run has steps 1 to {config.train.steps}")
     runfolder.check_same_run(workdir, config)
     assembly = load_assembly(config, workdir)
+    devices.tell()
     plan = fault_plans.parse(faults)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
     out = out or workdir / "replay" / f"step_{step:08d}"
     with (
         make_run(assembly, program, workdir, plan, evaluated=False) as run,
         Checkpoints(workdir / "checkpoints") as checkpoints,
     ):
-        found = replay_step(run, checkpoints, step)
+        with screen.doing(f"computing step {step}, from the checkpoint before it"):
+            found = replay_step(run, checkpoints, step)
+        # Shown first, whatever becomes of the files.
+        print(_text(found, _logged_hash(workdir, step)))
         try:
             dump_batch(out / "batch.npz", found.batch)
             runfolder.write_json(out / "report.json", found.report)
         except OSError as error:
             raise ConfigError(f"--out={out} cannot be written: {error.strerror}") from None
-    print(_text(found, _logged_hash(workdir, step)))
     print(f"written to {out}")
     return 0
 

@@ -7,12 +7,15 @@ it was, and an array of jobs can share the work: `sweep FILE:scale=SCALE --index
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasoning_jax import screen
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.sweep import SweepRun, resolve_file, run_points
 from reasoning_jax.config import Config, ConfigError, nearest_name, to_dict
@@ -26,16 +29,39 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 _CHECKOUT = Path(__file__).parent.parent.parent
 
 
+def experiments() -> dict[str, Path]:
+    """The files of the experiments by their names: here, and in the checkout of this package."""
+    known: dict[str, Path] = {}
+    for root in (_CHECKOUT / "configs", Path("configs")):
+        for path in sorted(root.glob("*/*.py")):
+            known[path.relative_to(root).with_suffix("").as_posix().replace("_", "-")] = path
+    return known
+
+
+def list_experiments() -> int:
+    """Print the experiments, each with its first line and its time. Returns the exit code."""
+    known = experiments()
+    if not known:
+        raise ConfigError("there are no experiments here; run it in a checkout of the project")
+    for name, path in known.items():
+        try:
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        except (OSError, ValueError, SyntaxError) as error:
+            text = f"({path} cannot be read: {error})"
+        print(f"{name:<28} {text.partition(chr(10))[0]}")
+        if time := re.search(r"^Time +(.*)$", text, flags=re.MULTILINE):
+            print(f"{'':<28} time: {time[1]}")
+    print(f"reproduce EXPERIMENT --scale={'|'.join(SCALES)} --workdir=DIR")
+    return 0
+
+
 def experiment_file(name: str) -> Path:
     """configs/NAME.py, here or in the checkout that this package is from; "-" and "_" are alike.
 
     Raises:
       ConfigError: there is no such experiment; names those that there are.
     """
-    known: dict[str, Path] = {}
-    for root in (_CHECKOUT / "configs", Path("configs")):
-        for path in sorted(root.glob("*/*.py")):
-            known[path.relative_to(root).with_suffix("").as_posix().replace("_", "-")] = path
+    known = experiments()
     if name.replace("_", "-") not in known:
         hint = nearest_name(name, list(known)) if known else "; run it in a checkout of the project"
         raise ConfigError(f"there is no experiment {name[:80]!r}{hint}")
@@ -127,7 +153,7 @@ def _decoded(workdir: Path, label: str, name: str, config: Config) -> dict[str, 
     from reasoning_jax.commands.train import make_measure
 
     trained = load_trained(config, workdir / name, None)
-    with jax.set_mesh(trained.mesh):
+    with jax.set_mesh(trained.mesh), screen.doing(f"evaluating {name} as {label}"):
         result = make_measure(trained.assembly, trained.mesh, trained.stage)(trained.params)
     metrics = {name: m.to_dict()["value"] for name, m in result.metrics.items()}
     runfolder.write_json(path, {"of": of, "metrics": metrics})

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
 import jax
 
-from reasoning_jax.commands.assemble import Assembly, answer_plan
+from reasoning_jax import screen
+from reasoning_jax.commands.assemble import (
+    Assembly,
+    answer_plan,
+    first_examples,
+    task_of,
+)
 from reasoning_jax.commands.load import load_assembly, restore
+from reasoning_jax.commands.records import Sources
 from reasoning_jax.commands.room import check_room, tell_beyond
 from reasoning_jax.config import Config, ConfigError
 from reasoning_jax.data.examples import Example
@@ -22,12 +30,22 @@ _STRIKE, _PLAIN = "\x1b[9;31m", "\x1b[0m"
 # Prompts are read whole; a file beyond this is not one of prompts.
 _MAX_BYTES = 64 << 20
 _MANY_STEPS = 1 << 20
+# Shown where the model wrote nothing.
+EMPTY = "(nothing: it ended at once)"
 
 
 def sample(
-    config: Config, workdir: Path, prompts: list[str], samples: int, step: int | None
+    config: Config,
+    workdir: Path,
+    prompts: list[str],
+    samples: int,
+    step: int | None,
+    *,
+    as_json: bool = False,
 ) -> int:
     """Print `samples` completions of each prompt, reproducible from the config's seed.
+
+    Several are numbered; with `as_json` each is an object on a line of its own.
 
     With a curriculum, behind each prompt stand the thoughts of the checkpoint's stage or of
     evaluate.thoughts.
@@ -42,7 +60,7 @@ def sample(
     tell_beyond(assembly.model, config.sampling, longest, config.data.seq_len)
     thoughts = assembly.thoughts
     rows = [Prompt(tuple(ids), len(ids) - 1) for ids in encoded]
-    with jax.set_mesh(trained.mesh):
+    with jax.set_mesh(trained.mesh), screen.doing(f"sampling {len(prompts) * samples} texts"):
         completions = complete(
             trained.params["model"], adapters(trained.params, config), assembly.model,
             assembly.vocab, config.sampling, rows, jax.random.key(config.seed),
@@ -52,12 +70,62 @@ def sample(
     # Then no <eos> is ever taught behind it.
     answers_in_one_token = assembly.staged is not None and assembly.staged.alone
     colour = sys.stdout.isatty()
+    texts = []
     for i, completion in enumerate(completions):
-        shown = strike_out(completion, assembly.vocab, colour)
         cut = completion.truncated and not answers_in_one_token
-        end = " (cut off at the limit)" if cut else ""
-        print(f"{as_given(assembly, prompts[i // samples], encoded[i // samples])}{shown}{end}")
+        given = as_given(assembly, prompts[i // samples], encoded[i // samples])
+        if as_json:
+            texts.append(_as_json(completion, assembly.vocab, prompts, i, samples, cut))
+            continue
+        shown = strike_out(completion, assembly.vocab, colour)
+        end = " (cut off at the limit)" if cut else "" if shown else f" {EMPTY}"
+        texts.append(f"{given}{shown}{end}")
+    print("\n".join(texts if as_json else numbered(texts, samples)))
+    if not any(completion.text for completion in completions):
+        screen.say(_nothing_written(assembly))
     return 0
+
+
+def numbered(texts: list[str], samples: int) -> list[str]:
+    """Several texts with the numbers of their prompt and sample; those of many lines set apart."""
+    if len(texts) == 1:
+        return texts
+    several, apart = len(texts) > samples, any("\n" in text.rstrip("\n") for text in texts)
+    lines = []
+    for i, text in enumerate(texts):
+        prompt, one = i // samples + 1, i % samples + 1
+        if not apart:
+            number = f"{prompt}" if samples == 1 else f"{prompt}.{one}" if several else f"{one}"
+            lines.append(f"{number:<5}{text}")
+            continue
+        names = [f"prompt {prompt}"] * several + [f"sample {one}"] * (samples > 1)
+        lines += [f"--- {', '.join(names)} ---", text, ""]
+    return lines[:-1] if apart else lines
+
+
+def _as_json(
+    completion: Completion, vocab: Vocab, prompts: list[str], i: int, samples: int, cut: bool
+) -> str:
+    """`text` is what stands in the end, `written` all that was, with [-what was taken back-]."""
+    return json.dumps(
+        {
+            "prompt_number": i // samples + 1, "sample": i % samples + 1,
+            "prompt": prompts[i // samples], "text": completion.text,
+            "written": strike_out(completion, vocab, colour=False), "cut_off": cut,
+        },
+        ensure_ascii=False,
+    )  # fmt: skip
+
+
+def _nothing_written(assembly: Assembly) -> str:
+    """Where no completion has a word: how a question of the run's own data reads."""
+    line = "no completion holds anything: the model ended at once"
+    data = assembly.config.data
+    if data.source != "task":
+        return line
+    source = Sources(data, task_of(assembly.config)).raw("train")
+    question = first_examples(source, 1)[0].question + data.question_suffix
+    return f"{line}; a question that it was trained on reads {question!r}"
 
 
 def given_ids(assembly: Assembly, prompt: str, stage: int | None) -> list[int]:

@@ -8,10 +8,11 @@ from typing import Any
 from ml_collections import config_dict
 
 from reasoning_jax.commands.runfolder import read_config
+from reasoning_jax.config import as_config_dict
 
 
 def get_config(workdir: str) -> config_dict.ConfigDict:
-    return config_dict.ConfigDict(_tuples(read_config(Path(workdir))))
+    return as_config_dict(_tuples(read_config(Path(workdir))))
 
 
 def _tuples(value: Any) -> Any:

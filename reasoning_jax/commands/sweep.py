@@ -22,7 +22,9 @@ from reasoning_jax.commands import runfolder
 from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.config_fields import show
+from reasoning_jax.exit_codes import EXIT_EVALUATION, EXIT_OK
 from reasoning_jax.sweep import ARG, Points, SweepError, apply_point, check_points, run_names
+from reasoning_jax.train.rows import evaluated
 
 SLURM_INDEX = "SLURM_ARRAY_TASK_ID"
 _FILE = "sweep.json"
@@ -139,7 +141,8 @@ def run_points(
     """Train run `index`, or all in order, in folders of `workdir`. Returns the exit code.
 
     A finished run is left alone, an interrupted one goes on; the first code that is not 0 ends the
-    sweep. `common` is what was overridden in every run, noted in each run's folder.
+    sweep, but that of an evaluation that failed, which is returned at the end. `common` is what was
+    overridden in every run, noted in each run's folder.
 
     Raises:
       ConfigError: `index` or a name is illegal; `workdir` holds another sweep, or a run of another
@@ -159,6 +162,7 @@ def run_points(
     from reasoning_jax.commands import train
     from reasoning_jax.train.loop import PREEMPTED, Preemption
 
+    ended = EXIT_OK
     # A signal that comes between two runs, or in the last step of one, ends the sweep too.
     with Preemption() as preemption:
         for i in chosen:
@@ -175,9 +179,11 @@ def run_points(
             except Exception:
                 print(f"run {i} ({name}) failed", file=sys.stderr, flush=True)
                 raise
-            if code:
+            if code == EXIT_EVALUATION:
+                ended = code
+            elif code:
                 return code
-    return 0
+    return ended
 
 
 def list_runs(runs: Sequence[SweepRun], workdir: Path) -> int:
@@ -196,10 +202,12 @@ def list_runs(runs: Sequence[SweepRun], workdir: Path) -> int:
 
 
 def finished(workdir: Path, run: SweepRun) -> bool:
-    """Whether a checkpoint has reached the run's last step: the loop saves it after all else."""
-    # Orbax gives a folder its number when everything in it is on disk.
+    """Whether the run's last step is saved and evaluated; it is evaluated last of all."""
+    # A folder gets its number when everything in it is on disk.
     saved = (workdir / run.name / "checkpoints").glob("*")
-    return any(p.name.isdecimal() and int(p.name) >= run.config.train.steps for p in saved)
+    steps = run.config.train.steps
+    reached = any(p.name.isdecimal() and int(p.name) >= steps for p in saved)
+    return reached and evaluated(workdir / run.name / "metrics.jsonl", steps)
 
 
 def check_sweep(runs: Sequence[SweepRun], workdir: Path) -> None:
@@ -282,12 +290,14 @@ def _read(workdir: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
     values = runfolder.read_json(path)
     try:
-        return [
+        runs = [
             {"name": str(run["name"]), "overrides": run["overrides"], "config": run["config"]}
             for run in values["runs"]
         ]
     except (KeyError, TypeError):
         raise ConfigError(f"{path} is not the file of a sweep; move it away") from None
+    # A sweep of which no run has made a step is none, and takes any points.
+    return runs if any(runfolder.has_begun(workdir / run["name"]) for run in runs) else []
 
 
 def _write(runs: Sequence[SweepRun], workdir: Path) -> None:

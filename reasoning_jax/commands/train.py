@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from reasoning_jax import sharding
+from reasoning_jax import devices, screen, sharding
 from reasoning_jax.commands import runfolder
 from reasoning_jax.commands.assemble import (
     Assembly,
@@ -22,6 +22,7 @@ from reasoning_jax.commands.assemble import (
     first_examples,
     text_windows,
 )
+from reasoning_jax.commands.estimate import expected_time
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained
 from reasoning_jax.config import Config, ObjectiveConfig, to_dict
 from reasoning_jax.config_check import batch_tree, check_devices
@@ -29,6 +30,7 @@ from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource, Stream, SupervisedSource, fixed_batches
 from reasoning_jax.data.staged import CurriculumSource, staged_batches
 from reasoning_jax.decoding.sampler import Thinking
+from reasoning_jax.durable import replace_text
 from reasoning_jax.evaluate.accuracy import Evaluation, EvaluationItem, evaluate_items
 from reasoning_jax.evaluate.generation import evaluate_text
 from reasoning_jax.model import attention, spec
@@ -39,7 +41,8 @@ from reasoning_jax.train import state as states
 from reasoning_jax.train.compilation import keep_compiled
 from reasoning_jax.train.heap import keep_freed_memory
 from reasoning_jax.train.program import Program, fresh_state, make_program, plan_memory
-from reasoning_jax.vocab import LATENT, Vocab
+from reasoning_jax.vocab import LATENT
+from reasoning_jax.weights import read_companions
 
 # Folded into the seed's key; one number a purpose.
 KEY_EVALUATE = 2
@@ -60,25 +63,45 @@ def train(
     """
     plan = fault_plans.parse(faults, workdir)
     runfolder.check_same_run(workdir, config)
-    assembly = assemble(config, _saved_vocab(workdir))
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts, plan)
-    runfolder.make_folder(workdir)
-    with runfolder.locked(workdir):
-        # Before the folder is a run's, which could only go on with this config.
-        mesh_shape = check_machine(assembly)
+    with screen.doing("reading the data and the vocabulary"):
+        begun = (workdir / "config.json").exists() and runfolder.has_begun(workdir)
+        assembly = assemble(
+            config,
+            runfolder.read_vocab(workdir) if begun else None,
+            saved_horizon=runfolder.read_horizon(workdir) if begun else None,
+        )
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts, plan)
+
+    # Its source may go away: what a run does not need and an export does is kept from the start.
+    kept = None
+    if config.weights.path and not runfolder.has_begun(workdir):
+        kept = read_companions(config.weights.path)
+
+    def begin() -> None:
         runfolder.open_run(workdir, config, overrides, assembly.vocab)
+        if config.sequencematch.horizon == "auto" and config.objective.name == "sequencematch":
+            runfolder.write_horizon(workdir, assembly.config)
         runfolder.write_environment(workdir)
+        if kept is not None:
+            runfolder.keep_pretrained(workdir, kept)
+
+    with runfolder.opened(workdir):
+        found = devices.start()
+        mesh_shape = check_machine(assembly)
         if not quiet:
-            for note in assembly.notes:
+            for note in (*assembly.notes, *(kept.notes if kept is not None else ())):
                 print(note)
-            print(
-                f"{spec.count_params(program.specs):,} parameters; {jax.device_count()} device(s)"
-            )
+            print(f"{spec.count_params(program.specs):,} parameters, on {found}")
+            if line := devices.remark():
+                print(line)
             print(batch_tree(config, mesh_shape), flush=True)
+            if (expected := expected_time(assembly)) is not None:
+                print(expected, flush=True)
             if assembly.staged is not None:
                 print("\n".join(assembly.staged.curriculum.schedule()), flush=True)
         with make_run(assembly, program, workdir, plan, debug=debug) as run:
-            return loop.train(run, quiet)
+            # All that may refuse the run comes first: a folder that is a run's can only go on.
+            return loop.train(dataclasses.replace(run, begin=begin), quiet)
 
 
 @contextlib.contextmanager
@@ -101,11 +124,14 @@ def make_run(
         keep_freed_memory()
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
-        source = make_source(assembly, mesh)
-        evaluate = _not_evaluated
-        if evaluated:
-            evaluate = make_evaluate(assembly, mesh, workdir, source)
+        what = "loading the weights" if config.weights.path else "making the parameters"
+        with screen.doing(what):
+            state = fresh_state(program, mesh, load_pretrained(assembly, mesh))
+        with screen.doing("opening the data"):
+            source = make_source(assembly, mesh)
+            evaluate = _not_evaluated
+            if evaluated:
+                evaluate = make_evaluate(assembly, mesh, workdir, source)
         yield loop.Run(
             config, assembly.model, workdir, state, source, program.step, program.gradients,
             evaluate, {"config": to_dict(config)}, debug,
@@ -203,8 +229,10 @@ def check_machine(assembly: Assembly) -> tuple[int, int, int]:
 
 def dry_run(config: Config) -> int:
     """Print shapes, parameters, memory per device and the batch tree; allocate nothing."""
-    assembly = assemble(config)
-    program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
+    with screen.doing("reading the data and the vocabulary"):
+        assembly = assemble(config)
+    program = make_program(assembly.config, assembly.model, assembly.ids, assembly.thoughts)
+    devices.start()
     mesh_shape = check_machine(assembly)
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
@@ -219,7 +247,8 @@ def dry_run(config: Config) -> int:
             examples = first_examples(assembly.examples("train"), rows)
             last = assembly.staged.curriculum.last
             (batch,) = staged_batches(examples, assembly.staged, last, rows, mesh)
-        memory = plan_memory(program, mesh, batch)
+        with screen.doing("compiling the training step"):
+            memory = plan_memory(program, mesh, batch)
     print("bytes per device")
     for name, size in {**memory, "total": sum(memory.values())}.items():
         print(f"  {name:<24} {size:>16,}  {size / 2**20:10.1f} MiB")
@@ -345,10 +374,6 @@ def write_evaluation(
         {"step": step, "split": split, "n_problems": n, **values},
     )
     folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **sample}) + "\n" for sample in result.samples]
-    (folder / f"step_{step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _saved_vocab(workdir: Path) -> Vocab | None:
-    return runfolder.read_vocab(workdir) if (workdir / "config.json").exists() else None
+    replace_text(folder / f"step_{step:08d}.jsonl", "".join(lines))

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from reasoning_jax.data.ngram import NgramNoise
 
 
+class RowError(ConfigError):
+    """An example that does not fit a row; `reason` in a few words, `needs` positions."""
+
+    def __init__(self, reason: str, question: str, needs: int, key: str = "data.seq_len") -> None:
+        super().__init__(f"an example {reason}: {question[:80]!r}; raise {key} or narrow the task")
+        self.reason, self.needs, self.key = reason, needs, key
+
+
 @struct.dataclass
 class Batch:
     """Global arrays [B, T].
@@ -102,6 +110,27 @@ class Encoder:
             return rest[:1], rest[1:]
         return self.prompt_ids(prompt), rest
 
+    def fitting_ids(self, example: Example) -> tuple[list[int], list[int]]:
+        """The example's ids as (prompt, response with its <eos>), if a row holds them.
+
+        Raises:
+          VocabError: it cannot be encoded.
+          RowError: the clean sequence does not fit.
+        """
+        prompt, response = self.split_ids(example)
+        if example.ends or not response:
+            response = [*response, self.vocab.eos_id]
+        T, p, needs = self.data.seq_len, len(prompt), self.positions(len(prompt), len(response))
+        if p + self.terminal_row > T or (needs > T and not self.cut):
+            raise RowError(
+                f"needs {needs} positions, data.seq_len is {T}", self.render(example)[0], needs
+            )
+        return prompt, response
+
+    def positions(self, prompt: int, response: int) -> int:
+        """How many positions so many ids of a prompt and of a response (with <eos>) take."""
+        return prompt + response - 1 + self.terminal_row
+
     def render(self, example: Example) -> tuple[str, str]:
         """The example's (prompt, response) text; without its steps if `data.with_steps` is off."""
         if not self.data.with_steps:
@@ -115,17 +144,11 @@ class Encoder:
 
         A sequence that noise makes longer than seq_len is cut, its last position keeping the true
         next label; so does one whose text goes on (`Example.ends`), which has no <eos>. Raises
-        VocabError, or ConfigError when the clean sequence does not fit.
+        VocabError, or RowError when the clean sequence does not fit.
         """
-        prompt, response = self.split_ids(example)
-        end = [self.vocab.eos_id] if example.ends or not response else []
-        clean = np.array([*response, *end])
+        prompt, response = self.fitting_ids(example)
+        clean = np.array(response)
         T, p, extra = self.data.seq_len, len(prompt), int(self.terminal_row)
-        if p + extra > T or (p + len(clean) - 1 + extra > T and not self.cut):
-            raise ConfigError(
-                f"an example needs {p + len(clean) - 1 + extra} positions, data.seq_len is {T}: "
-                f"{self.render(example)[0][:80]!r}; raise data.seq_len or narrow the task"
-            )
         executed, labels = self._with_noise(clean[:T], prompt[-1], rng)
         # Row p - 1 + i is the state in which response action i is chosen.
         n = p + len(executed) - 1 + extra

@@ -15,7 +15,6 @@ imported inside functions.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -24,14 +23,17 @@ import math
 import os
 import re
 import shutil
+import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reasoning_jax import paths
 from reasoning_jax.data.examples import DataError, Example, example_of, record_index
+from reasoning_jax.durable import open_locked
 from reasoning_jax.tasks.base import SPLITS, Problem, Task
 from reasoning_jax.tasks.checks import did_you_mean, show
 
@@ -80,8 +82,9 @@ def build(
         "sizes": sizes,
         "sample": _sample(task, sizes, seed),
     }
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{name}.lock"):
+    with _locked(root / f".{name}.lock", made):
         if folder.exists():
             _check_same(folder, settings)
             return folder
@@ -89,9 +92,10 @@ def build(
         partial = root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            written = _write(task, settings, partial, progress)
-            folder.parent.mkdir(exist_ok=True)
-            os.rename(written, folder)
+            with paths.plain(root) as place:
+                written = _write(task, settings, place / partial.name, progress)
+                folder.parent.mkdir(exist_ok=True)
+                os.rename(written, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -129,8 +133,12 @@ class TfdsSource:
 
         import tensorflow_datasets as tfds
 
+        # Files are opened when they are read: the name must last as long as the source.
+        opened = contextlib.ExitStack()
+        place = opened.enter_context(paths.plain(folder))
+        weakref.finalize(self, opened.close)
         # Any: TFDS has no type for what `as_data_source` gives for one split.
-        folder: Any = tfds.builder_from_directory(self.path)
+        folder: Any = tfds.builder_from_directory(str(place))
         self._data: Any = folder.as_data_source(split)
 
     def __len__(self) -> int:
@@ -167,6 +175,15 @@ class TfdsSource:
                 f"{self.first_seed + index}; build the data set again"
             )
         return problem
+
+    def place(self, index: int) -> str:
+        """Where a record stands."""
+        return f"{self.path}, {self.split}, record {index + 1}"
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data set knows of its problems."""
+        return f"{self.split} {self._sample}"
 
     def __repr__(self) -> str:
         return f"TfdsSource({self.path!r}, {self.split!r}, sample={self._sample})"
@@ -218,11 +235,18 @@ def _sample(task: Task, sizes: Mapping[str, int], seed: int) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock on `path`; it goes with the process, however that ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path, made: Sequence[Path]) -> Iterator[None]:
+    """Hold the lock on `path`, which nothing is left of; nor of the folders that were made for what
+    was then refused.
+    """
+    with open_locked(path, wait=True):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
 
 def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:

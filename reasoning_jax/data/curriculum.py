@@ -12,6 +12,7 @@ batch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reasoning_jax.config import ConfigError, LatentConfig
-from reasoning_jax.data.batch import Encoder
+from reasoning_jax.data.batch import Encoder, RowError
 from reasoning_jax.data.examples import Example
 from reasoning_jax.vocab import BOT, EOT, LATENT
 
@@ -275,13 +276,21 @@ class StagedEncoder:
         """One row as arrays of equal length n <= seq_len, and its "first" and "accept".
 
         "first" is the number of columns before the first slot. Unless `clean`, the stage may be
-        another one (uniform_prob), and the question is shuffled where that is wanted.
+        another one (uniform_prob), and the question is shuffled where that is wanted: it stays as
+        it is where it has more tokens in the other order, and does not fit.
 
         Raises:
-          ConfigError: the row, or its prompt, is longer than there are columns.
+          RowError: the row, or its prompt, is longer than there are columns.
         """
         if self.shuffle is not None and not clean:
-            example = dataclasses.replace(example, question=self.shuffle(example.question, rng))
+            shuffled = dataclasses.replace(example, question=self.shuffle(example.question, rng))
+            with contextlib.suppress(RowError):
+                return self._row(shuffled, stage, rng, clean)
+        return self._row(example, stage, rng, clean)
+
+    def _row(
+        self, example: Example, stage: int, rng: np.random.Generator, clean: bool
+    ) -> dict[str, np.ndarray]:
         curriculum, n_steps = self.curriculum, len(example.steps)
         plan = curriculum.plan(stage, n_steps) if clean else curriculum.drawn(stage, n_steps, rng)
         context, first = self.context(example, plan)
@@ -306,22 +315,20 @@ class StagedEncoder:
 
     def _check_room(self, example: Example, columns: int, first: int) -> None:
         most, prompt = self.encoder.data.seq_len, self.curriculum.config.prompt_columns
+        reason, needs, key = "", columns, "data.seq_len"
         if columns > most:
-            raise ConfigError(
-                f"a row needs {columns} columns, data.seq_len is {most}: "
-                f"{example.question[:80]!r}; raise data.seq_len or narrow the task"
+            reason = f"needs {columns} columns, data.seq_len is {most}"
+        elif prompt and first > prompt:
+            reason = f"has a prompt of {first} columns, latent.prompt_columns is {prompt}"
+            key = "latent.prompt_columns"
+        elif prompt and columns - first > most - prompt:
+            needs = prompt + columns - first
+            reason = (
+                f"needs {columns - first} columns behind its prompt, data.seq_len - "
+                f"latent.prompt_columns is {most - prompt}"
             )
-        if prompt and first > prompt:
-            raise ConfigError(
-                f"a prompt needs {first} columns, latent.prompt_columns is {prompt}: "
-                f"{example.question[:80]!r}; raise it"
-            )
-        if prompt and columns - first > most - prompt:
-            raise ConfigError(
-                f"a row needs {columns - first} columns behind its prompt, data.seq_len - "
-                f"latent.prompt_columns is {most - prompt}: {example.question[:80]!r}; raise "
-                "data.seq_len"
-            )
+        if reason:
+            raise RowError(reason, example.question, needs, key)
 
 
 def rounded(n: int) -> int:

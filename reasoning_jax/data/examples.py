@@ -54,6 +54,8 @@ class TaskSource:
     size: int
     first_seed: int = 0
     with_steps: bool = True
+    # Its problems are too many to be measured beforehand.
+    made_on_demand = True
 
     def __post_init__(self) -> None:
         check_split(self.split)
@@ -68,6 +70,10 @@ class TaskSource:
     def __getitem__(self, index: int) -> Example:
         index = record_index(index, self.size)
         return example_of(self.problem(index), index, self.with_steps)
+
+    def place(self, index: int) -> str:
+        """Which problem it is."""
+        return f"{self.task.name}, {self.split}, problem {self.first_seed + index}"
 
     def problem(self, index: int) -> Problem:
         """The problem itself, with the data by which `task.verify` judges an answer."""

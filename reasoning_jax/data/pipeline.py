@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grain
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 
 from reasoning_jax import sharding
 from reasoning_jax.config import ConfigError
-from reasoning_jax.data.batch import Batch, Encoder, padded
+from reasoning_jax.data.batch import Batch, Encoder, RowError, padded
 from reasoning_jax.data.examples import Example
 
 # Rounds of the index permutation; fewer than 4 leave visible structure.
@@ -28,6 +29,11 @@ _SHUFFLE_ROUNDS = 4
 _SHUFFLE_IN_MEMORY = 1 << 16
 # Every number of rows is a compilation: there are at most this many.
 _TOKEN_ROW_BUCKETS = 8
+# How often another problem is drawn for one that does not fit.
+_REDRAWS = 100
+_REDRAW = 0x5EED
+_TOLD_FIRST = 3
+_T = TypeVar("_T")
 _FIELDS = ("actions", "labels", "weights", "floor", "noised")
 
 
@@ -68,6 +74,10 @@ class BatchSource(Protocol):
         """
         ...
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of `next` since the last call that are to be told apart, by their purpose."""
+        ...
+
     @property
     def fresh_optimizer(self) -> bool:
         """Whether the step of the last batch is to begin with a new optimizer."""
@@ -95,28 +105,79 @@ class Stream:
 
     What stands at a position, its noise included, depends on the seed and the position alone, not
     on how the stream is divided among processes.
+
+    Records of files have been measured before. Generated problems are too many for that: one that
+    does not fit gives its place to another one, drawn from the seed and the position, and is told
+    on stderr.
     """
 
     examples: ExampleSource
     encoder: Encoder
     seed: int
+    # Places of the problems that had no row.
+    left_out: set[int] = dataclasses.field(default_factory=set, compare=False, repr=False)
 
     def __len__(self) -> int:
         return 1 << 48
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([self.seed, operator.index(position)])
-        return self.encoder.encode(self.example(position), rng)
+        def encode(example: Example) -> dict[str, np.ndarray]:
+            rng = np.random.default_rng([self.seed, operator.index(position)])
+            return self.encoder.encode(example, rng)
+
+        return self.fitting(position, encode)[1]
 
     def example(self, position: int) -> Example:
         """The example itself, not encoded."""
-        return self.examples[self.index(position)]
+        return self._fitting_example(position)[1]
 
     def index(self, position: int) -> int:
         """Which of the examples stands at a position."""
+        return self._fitting_example(position)[0] if self._redraws else self._ordered(position)
+
+    @property
+    def _redraws(self) -> int:
+        return _REDRAWS if getattr(self.examples, "made_on_demand", False) else 0
+
+    def _fitting_example(self, position: int) -> tuple[int, Example]:
+        def checked(example: Example) -> Example:
+            if self._redraws:
+                self.encoder.fitting_ids(example)
+            return example
+
+        return self.fitting(position, checked)
+
+    def fitting(self, position: int, encode: Callable[[Example], _T]) -> tuple[int, _T]:
+        """(index, what `encode` makes) of the example at a position; of a task, of the first one
+        there for which `encode` raises no RowError.
+        """
+        index = self._ordered(position)
+        for attempt in range(self._redraws):
+            try:
+                return index, encode(self.examples[index])
+            except RowError as error:
+                self._tell(index, error)
+            rng = np.random.default_rng([_REDRAW, self.seed, operator.index(position), attempt])
+            index = int(rng.integers(len(self.examples)))
+        return index, encode(self.examples[index])
+
+    def _ordered(self, position: int) -> int:
         n = len(self.examples)
         epoch, place = divmod(operator.index(position), n)
         return _shuffled(self.seed, epoch, place, n)
+
+    def _tell(self, index: int, error: RowError) -> None:
+        """Say that a problem does not fit: the first few, then at every power of ten of them."""
+        if index in self.left_out:
+            return
+        self.left_out.add(index)
+        count = len(self.left_out)
+        if count <= _TOLD_FIRST or count in (10**k for k in range(1, 10)):
+            print(
+                f"left out: problem {index} of the training data {error.reason}; another one takes "
+                f"its place ({count:,} of {len(self.examples):,} left out so far)",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     def name_rows(self, first: int, rows: int) -> dict[str, Any]:
         """What stands at `rows` positions from `first` on: the positions and the examples' indices
@@ -203,6 +264,9 @@ class SupervisedSource:
         del state
         self._place = self._iterator.get_state()
         return self.place(next(self._iterator))
+
+    def seconds(self) -> dict[str, float]:
+        return {}
 
     def describe(self) -> Callable[[], dict[str, Any]]:
         """Of packed rows only the place in the stream from which they were made is known."""

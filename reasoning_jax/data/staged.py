@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from reasoning_jax import sharding
 from reasoning_jax.config import ConfigError
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.curriculum import StagedEncoder, aligned
+from reasoning_jax.data.examples import Example
 from reasoning_jax.data.pipeline import ExampleSource, Stream
 from reasoning_jax.vocab import LATENT
 
@@ -48,9 +50,17 @@ class _StagedBatches:
         first = operator.index(k) * self.batch_rows + self.process_index * local
         rows = []
         for position in range(first, first + local):
-            rng = np.random.default_rng([self.stream.seed, position])
-            rows.append(self.encoder.encode(self.stream.example(position), self.stage, rng))
+            rows.append(self.stream.fitting(position, self._encoder_at(position))[1])
         return batch_arrays(rows, local, self.encoder, self.stage, mixed=True)
+
+    def _encoder_at(self, position: int) -> Callable[[Example], dict[str, np.ndarray]]:
+        """What makes a row of this stage, with the randomness of a position."""
+
+        def encode(example: Example) -> dict[str, np.ndarray]:
+            rng = np.random.default_rng([self.stream.seed, position])
+            return self.encoder.encode(example, self.stage, rng)
+
+        return encode
 
 
 class CurriculumSource:
@@ -92,6 +102,7 @@ class CurriculumSource:
         self._step, self._began = 0, 0
         self.stage = curriculum.first
         self.fresh_optimizer = False
+        self._spent = 0.0
         self._open(0)
 
     def _open(self, k: int) -> None:
@@ -136,7 +147,16 @@ class CurriculumSource:
         if config.advance != "mastery" or not within or within % config.mastery_every_steps:
             return False
         assert self._measure is not None
-        return self._measure(state, self.stage) >= config.mastery
+        # The state is that of a step which may not be done yet: that wait is the step's.
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        mastered = self._measure(state, self.stage) >= config.mastery
+        self._spent += time.perf_counter() - began
+        return mastered
+
+    def seconds(self) -> dict[str, float]:
+        spent, self._spent = self._spent, 0.0
+        return {"mastery": spent} if spent else {}
 
     def save(self) -> dict[str, Any]:
         return {"step": self._step, "stage": self.stage, "stage_began": self._began}

@@ -125,6 +125,15 @@ class TextSource:
             )
         return Example("", (), body.decode("utf-8"), index=index, ends=bool(self._ends[index]))
 
+    def place(self, index: int) -> str:
+        """Where a window stands: file, and byte."""
+        return f"{_name(self._files[self._file_of[index]])}, byte {self._starts[index]:,}"
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of the windows' checksums."""
+        return self._fingerprint
+
     def __repr__(self) -> str:
         return (
             f"TextSource({self.path!r}, window_chars={self.window_chars}, split={self.split!r}, "

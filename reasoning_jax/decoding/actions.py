@@ -7,7 +7,7 @@ The log-probability of an executed action is that of the distribution it was dra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
+from reasoning_jax import sharding
 from reasoning_jax.config import SamplingConfig
 from reasoning_jax.vocab import Vocab
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # Low enough that exp underflows to 0 in float32, finite so that 0 * log p stays 0.
 FORBIDDEN = -1e30
+# Below this temperature logits are divided from their maximum on.
+_COLD = 1e-3
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -80,23 +84,51 @@ def action_log_probs(
 ) -> Float[Array, "... V"]:
     """log of the sampling distribution: disallowed actions out, then temperature, top-k, min-p and
     top-p in this order, then normalised. Temperature 0 gives the distribution at temperature 1.
+
+    Each filter keeps all actions at or above a value, so actions that tie at the border of top-k or
+    top-p are all kept, and the most probable action always is. The vocabulary may be split over
+    devices; a row of logits is gathered for top-k and top-p only.
     """
     z = jnp.where(allowed, logits.astype(jnp.float32), FORBIDDEN)
     if sampling.temperature > 0:
-        z = jnp.where(allowed, z / sampling.temperature, FORBIDDEN)
+        if sampling.temperature < _COLD:
+            # Divided as they are, logits would leave float32 or fall below FORBIDDEN.
+            z = z - z.max(-1, keepdims=True)
+        z = jnp.where(allowed, z / max(sampling.temperature, _TINY), FORBIDDEN)
     if 0 < sampling.top_k < z.shape[-1]:
-        kth = lax.top_k(z, sampling.top_k)[0][..., -1:]
-        z = jnp.where(z >= kth, z, FORBIDDEN)
+        row = sharding.whole(z)
+        z = jnp.where(
+            z >= _border(row, jnp.ones_like(row, jnp.int32), sampling.top_k), z, FORBIDDEN
+        )
     if sampling.min_p > 0:
         z = jnp.where(z >= z.max(-1, keepdims=True) + np.log(sampling.min_p), z, FORBIDDEN)
     if sampling.top_p < 1:
-        ordered = lax.sort(-z, dimension=-1)
-        probs = jax.nn.softmax(-ordered, axis=-1)
-        # Keep an action while the mass of the more probable ones is below top_p.
-        kept = jnp.cumsum(probs, axis=-1) - probs < sampling.top_p
-        lowest = jnp.where(kept, -ordered, jnp.inf).min(-1, keepdims=True)
-        z = jnp.where(z >= lowest, z, FORBIDDEN)
+        row = sharding.whole(z)
+        weight = jnp.exp(row - row.max(-1, keepdims=True))
+        z = jnp.where(z >= _border(row, weight, sampling.top_p * weight.sum(-1)), z, FORBIDDEN)
     return jnp.where(z > FORBIDDEN, jax.nn.log_softmax(z, axis=-1), FORBIDDEN)
+
+
+def _border(
+    z: Float[Array, "... V"], weight: Float[Array, "... V"], bound: Any
+) -> Float[Array, "... 1"]:
+    """The lowest value above which the entries of `z` weigh less than `bound` together; at most the
+    maximum of `z`.
+
+    Found by halving: 32 sums over the row, which take a tenth of the time of sorting it on a CPU.
+    """
+    # Integers in the order of the floats that they are the bits of.
+    bits = lax.bitcast_convert_type(z, jnp.int32)
+    place = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low & high) + ((low ^ high) >> 1)
+        above = jnp.where(place > middle[..., None], weight, 0).sum(-1)
+        return jnp.where(above < bound, low, middle + 1), jnp.where(above < bound, middle, high)
+
+    _, found = lax.fori_loop(0, 32, halve, (place.min(-1), place.max(-1)))
+    return lax.bitcast_convert_type(found ^ ((found >> 31) & 0x7FFFFFFF), z.dtype)[..., None]
 
 
 def allowed_actions(

@@ -108,7 +108,6 @@ def _search(
     k = min(sampling.contrastive_candidates, V)
     new_tokens = sampling.max_new_tokens or A
     slots = P + new_tokens + 1
-    batch_axis = sharding.axis_of(prompts, 0)
     cache, read = transformer.prefill(params, config, prompts, slots, lora)
     last = prompt_length - 1
     state = record.begin(jnp.zeros_like(last), A) | {
@@ -128,7 +127,7 @@ def _search(
         depth, live, t = s["depth"], s["live"], s["step"]
         logits = readout.logits(params, config, s["top"])
         log_probs = action_log_probs(logits, allowed_actions(ids, V, depth, last), _UNFILTERED)
-        log_probs = sharding.reshard(log_probs, sharding.P(batch_axis, None))
+        log_probs = sharding.whole(log_probs)
         candidate_log_probs, candidates = lax.top_k(log_probs, k)
 
         # [B, k]: k alternatives for the next position.

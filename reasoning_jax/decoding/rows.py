@@ -5,6 +5,7 @@ Also where the thoughts in them are.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,6 +65,46 @@ def queued_batches(
     yield from _padded(sequences, rows, mesh)
 
 
+def paired_batches(
+    sequences: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    batch_rows: int,
+    mesh: jax.sharding.Mesh,
+) -> Iterator[tuple[PaddedIds, list[int]]]:
+    """Batches in which every row has one count, with the places of their sequences in the list.
+
+    Each row stands behind the one before it of its count, and the first of all behind the last, in
+    whatever batches: the one before a batch's first fills its end. All batches have one shape;
+    `begin` is that of the sequences in order of their counts.
+
+    Raises:
+      ValueError: a count that only one sequence has (`partnered` finds those that can be taken).
+    """
+    if not sequences:
+        return
+    if len(partnered(counts)) < len(counts):
+        raise ValueError("each row needs another one with as many thoughts")
+    rows = min(batch_rows, len(sequences)) + 1
+    rows += -rows % sharding.batch_parts(mesh)
+    width = max(map(len, sequences))
+    width += -width % BUCKET
+    done = 0
+    for count in sorted(set(counts)):
+        group = [i for i, c in enumerate(counts) if c == count]
+        for begin in range(0, len(group), rows - 1):
+            places = group[begin : begin + rows - 1]
+            filled = places + [group[begin - 1]] * (rows - len(places))
+            batch = _place([sequences[i] for i in filled], width, done, len(places), mesh)
+            yield batch, places
+            done += len(places)
+
+
+def partnered(counts: Sequence[int]) -> list[int]:
+    """The places whose count another one has too, or that need no other, since theirs is 0."""
+    times = Counter(counts)
+    return [i for i, count in enumerate(counts) if count == 0 or times[count] > 1]
+
+
 def _padded(
     sequences: Sequence[Sequence[int]], rows: int, mesh: jax.sharding.Mesh
 ) -> Iterator[PaddedIds]:
@@ -73,12 +114,17 @@ def _padded(
     for begin in range(0, len(sequences), rows):
         chunk = list(sequences[begin : begin + rows])
         filled = chunk + [sequences[begin - 1]] * (rows - len(chunk))
-        ids = np.zeros((rows, width), np.int32)
-        for i, sequence in enumerate(filled):
-            ids[i, : len(sequence)] = sequence
-        length = np.array([len(sequence) for sequence in filled], np.int32)
-        placed = (sharding.place_rows(x, mesh) for x in (ids, length))
-        yield PaddedIds(begin, len(chunk), *placed)
+        yield _place(filled, width, begin, len(chunk), mesh)
+
+
+def _place(
+    filled: Sequence[Sequence[int]], width: int, begin: int, count: int, mesh: jax.sharding.Mesh
+) -> PaddedIds:
+    ids = np.zeros((len(filled), width), np.int32)
+    for i, sequence in enumerate(filled):
+        ids[i, : len(sequence)] = sequence
+    length = np.array([len(sequence) for sequence in filled], np.int32)
+    return PaddedIds(begin, count, *(sharding.place_rows(x, mesh) for x in (ids, length)))
 
 
 def slots_of(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasoning_jax.config import ModelConfig, SamplingConfig
-from reasoning_jax.decoding.rows import padded_batches
+from reasoning_jax.decoding.rows import padded_batches, partnered
 from reasoning_jax.decoding.sampler import Thinking
 from reasoning_jax.evaluate.completions import (
     Completion,
@@ -26,6 +26,7 @@ from reasoning_jax.evaluate.completions import (
     batch_slots,
     complete,
     next_token_log_probs,
+    thoughts_in,
 )
 from reasoning_jax.model import latent, readout, transformer
 from reasoning_jax.model.latent import Slots
@@ -218,8 +219,9 @@ def evaluate_items(
     there is a corrupted_N_exact_match, after N wrong tokens. `choice` is how often the right option
     is the most probable one where the answer begins, behind the steps that were written. For each
     of `controls` there are exact_match_CONTROL and choice_CONTROL, with that in place of the
-    thoughts. With `latent_id`, `tokens` counts what is written without <eos>, and the thoughts (or
-    pauses) in the prompt.
+    thoughts; "other_row" takes those of the item before that has as many, and leaves out an item
+    that is alone with its number. With `latent_id`, `tokens` counts what is written without <eos>,
+    and the thoughts (or pauses) in the prompt.
     """
     result = Evaluation({}, {}, [])
 
@@ -237,7 +239,12 @@ def evaluate_items(
             batch_rows, mesh, floor_masked, thinking, samples,
         )  # fmt: skip
 
-    def choose(thinking: Thinking | None, name: str, written: Sequence[Completion]) -> None:
+    def choose(
+        thinking: Thinking | None,
+        name: str,
+        items: Sequence[EvaluationItem],
+        written: Sequence[Completion],
+    ) -> None:
         """Which option is the most probable one where the answer begins, behind written steps."""
         asked = []
         for item, c in zip(items, written):
@@ -246,6 +253,7 @@ def evaluate_items(
                 asked.append((item, (*item.prompt, *steps)))
             elif item.options:
                 record(name, item, 0.0)
+        asked = [asked[i] for i in _with_others([ids for _, ids in asked], thinking)]
         if not asked:
             return
         log_probs = next_token_log_probs(
@@ -280,14 +288,18 @@ def evaluate_items(
         if i < saved_samples:
             result.samples.append(sample_record(mine[0], right[0], item, "clean", vocab))
 
-    choose(thinking, "choice", completions[::n])
+    choose(thinking, "choice", items, completions[::n])
     for purpose, control in enumerate(controls, start=100):
         assert thinking is not None
         controlled = dataclasses.replace(thinking, control=control)
-        written = run(clean, purpose, controlled)
-        for item, c in zip(items, written):
+        taken = _with_others([item.prompt for item in items], controlled)
+        # A measure of nothing has n=0, which says so.
+        result.metrics.setdefault(f"exact_match_{control}", Measure())
+        written = run([clean[i] for i in taken], purpose, controlled)
+        compared = [items[i] for i in taken]
+        for item, c in zip(compared, written):
             record(f"exact_match_{control}", item, float(item.is_correct(c.text)))
-        choose(controlled, f"choice_{control}", written)
+        choose(controlled, f"choice_{control}", compared, written)
 
     def corrupted(
         wrong_tokens: int, draw: int, purpose: int
@@ -335,6 +347,13 @@ def evaluate_items(
         for item, probability in zip(long, probabilities):
             record("backspace_clean", item, probability)
     return result
+
+
+def _with_others(prompts: Sequence[Sequence[int]], thinking: Thinking | None) -> list[int]:
+    """The places of the prompts that a control can take: for "other_row" those with a partner."""
+    if thinking is None or thinking.control != "other_row":
+        return list(range(len(prompts)))
+    return partnered([thoughts_in(ids, thinking) for ids in prompts])
 
 
 def steps_before(actions: Sequence[int], mark: Sequence[int]) -> Sequence[int] | None:

@@ -5,7 +5,7 @@ It judges nothing, and knows neither tasks nor files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,13 @@ import numpy as np
 from reasoning_jax import sharding
 from reasoning_jax.config import ModelConfig, SamplingConfig
 from reasoning_jax.decoding.contrastive import make_contrastive_sampler
-from reasoning_jax.decoding.rows import PaddedIds, padded_batches, queued_batches, slots_of
+from reasoning_jax.decoding.rows import (
+    PaddedIds,
+    padded_batches,
+    paired_batches,
+    queued_batches,
+    slots_of,
+)
 from reasoning_jax.decoding.sampler import (
     ALONE,
     ActionIds,
@@ -71,7 +77,10 @@ def complete(
 
     A completion depends on `key`, its place in the list and its own prompt alone. Unless
     `floor_masked`, a backspace at the floor is an action, without effect. With `thinking`, each
-    <latent> in a prompt is a thought (under "other_row" one of the prompt before it in its batch).
+    <latent> in a prompt is a thought (under "other_row" one of another prompt with as many).
+
+    Raises:
+      ValueError: under "other_row", a prompt with a number of thoughts that no other has.
     """
     if not prompts:
         return []
@@ -79,17 +88,20 @@ def complete(
     searches = sampling.method == "contrastive"
     if searches or (thinking is not None and thinking.control in ALONE):
         prompts, group = [p for p in prompts for _ in range(group)], 1
-        batches = padded_batches([p.ids for p in prompts], batch_rows, mesh)
+        batches = _batches([p.ids for p in prompts], batch_rows, mesh, thinking)
     else:
-        batches = queued_batches([p.ids for p in prompts], group, batch_rows, mesh)
+        queues = queued_batches([p.ids for p in prompts], group, batch_rows, mesh)
+        batches = ((batch, _places(batch)) for batch in queues)
     sampler = (
         make_contrastive_sampler(config, sampling, ids)
         if searches
         else make_sampler(config, sampling, ids, thinking=thinking, batch_rows=batch_rows)
     )
     done: list[Completion] = []
-    for batch in batches:
-        chunk, rows = prompts[batch.begin : batch.begin + batch.count], len(batch.ids)
+    order: list[int] = []
+    for batch, places in batches:
+        chunk, rows = [prompts[i] for i in places], len(batch.ids)
+        order += places
         row_ids = np.arange(batch.begin * group, (batch.begin + rows) * group, dtype=np.int32)
         floor = np.full(rows, chunk[-1].floor, np.int32)
         floor[: batch.count] = [p.floor for p in chunk]
@@ -103,19 +115,50 @@ def complete(
             more["slots"] = batch_slots(batch, thinking, mesh)
         out = jax.device_get(sampler(params, batch.ids, batch.length, *placed, key, lora, **more))
         done += [_to_host(out, i, chunk[i // group], vocab) for i in range(len(chunk) * group)]
-    return done
+    found = {place: done[i * group : (i + 1) * group] for i, place in enumerate(order)}
+    return [completion for place in range(len(prompts)) for completion in found[place]]
+
+
+def _batches(
+    sequences: Sequence[Sequence[int]],
+    batch_rows: int,
+    mesh: jax.sharding.Mesh,
+    thinking: Thinking | None,
+) -> Iterator[tuple[PaddedIds, list[int]]]:
+    """Batches with the places of their sequences: in order, or paired for "other_row"."""
+    if thinking is not None and thinking.control == "other_row":
+        counts = [thoughts_in(ids, thinking) for ids in sequences]
+        yield from paired_batches(sequences, counts, batch_rows, mesh)
+        return
+    for batch in padded_batches(sequences, batch_rows, mesh):
+        yield batch, _places(batch)
+
+
+def _places(batch: PaddedIds) -> list[int]:
+    return list(range(batch.begin, batch.begin + batch.count))
+
+
+def thoughts_in(ids: Sequence[int], thinking: Thinking) -> int:
+    """How many thoughts a prompt has."""
+    return sum(i == thinking.thoughts.latent_id for i in ids)
 
 
 def batch_slots(batch: PaddedIds, thinking: Thinking, mesh: jax.sharding.Mesh) -> Slots | None:
     """Where the thoughts of a batch of prompts are.
 
     Raises:
-      ValueError: thoughts of another row are wanted, and there is no other row.
+      ValueError: thoughts of another row are wanted, and rows have different numbers of them.
     """
     ids, length = jax.device_get((batch.ids, batch.length))
-    if thinking.control == "other_row" and batch.begin + batch.count < 2:
-        raise ValueError('the control "other_row" needs at least 2 prompts')
-    return slots_of(ids, length, thinking.thoughts.latent_id, mesh)
+    slots = slots_of(ids, length, thinking.thoughts.latent_id, mesh)
+    if thinking.control == "other_row" and slots is not None:
+        counts = set(np.asarray(jax.device_get(slots.count)).tolist())
+        if len(counts) > 1 or len(ids) < 2:
+            raise ValueError(
+                'the control "other_row" needs 2 rows or more with as many thoughts each; got rows '
+                f"with {', '.join(map(str, sorted(counts)))}"
+            )
+    return slots
 
 
 def next_token_log_probs(
@@ -128,17 +171,20 @@ def next_token_log_probs(
     mesh: jax.sharding.Mesh,
     thinking: Thinking | None = None,
 ) -> np.ndarray:
-    """log p of every id behind each prompt, [len(prompts), V]; see `sampler.next_log_probs`."""
-    found = [np.zeros((0, config.vocab_size), np.float32)]
-    for batch in padded_batches(prompts, batch_rows, mesh):
+    """log p of every id behind each prompt, [len(prompts), V]; see `sampler.next_log_probs`.
+
+    Raises: as `complete` does.
+    """
+    found = np.zeros((len(prompts), config.vocab_size), np.float32)
+    for batch, places in _batches(prompts, batch_rows, mesh, thinking):
         row_ids = np.arange(batch.begin, batch.begin + len(batch.ids), dtype=np.int32)
         slots = batch_slots(batch, thinking, mesh) if thinking is not None else None
         out = next_log_probs(
             params, batch.ids, batch.length, sharding.place_rows(row_ids, mesh), key, lora, slots,
             config=config, thinking=thinking,
         )  # fmt: skip
-        found.append(np.asarray(jax.device_get(out))[: batch.count])
-    return np.concatenate(found)
+        found[places] = np.asarray(jax.device_get(out))[: batch.count]
+    return found
 
 
 def _to_host(out: Any, i: int, prompt: Prompt, vocab: Vocab) -> Completion:

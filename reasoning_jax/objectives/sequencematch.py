@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from reasoning_jax.objectives.masked import Sum
@@ -40,6 +41,8 @@ from reasoning_jax.objectives.masked import Sum
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
+# Between these alpha, phi(alpha x) / alpha and 2 / alpha are numbers that float32 holds.
+ALPHAS = (1e-30, 1e6)
 # How far inside an open domain phi is still evaluated.
 DOMAIN_MARGIN = 1e-3
 
@@ -123,10 +126,14 @@ class Settings:
             refuse("divergence", f"one of {', '.join(DIVERGENCES)}")
         if not 0 < self.gamma <= 1:
             refuse("gamma", "in (0, 1]")
-        if not (0 < self.alpha < math.inf or (self.alpha == 0 and self.divergence == "identity")):
-            refuse("alpha", 'above 0 and finite (0 only with "identity")')
-        if self.kappa_m is not None and not 0 <= self.kappa_m < math.inf:
-            refuse("kappa_m", "None, or >= 0 and finite")
+        if np.float32(self.gamma) == 1:
+            # Discounts are float32, in which it is no other number.
+            object.__setattr__(self, "gamma", 1.0)
+        low, high = ALPHAS
+        if not (low <= self.alpha <= high or (self.alpha == 0 and self.divergence == "identity")):
+            refuse("alpha", f'from {low} to {high} (0 only with "identity")')
+        if self.kappa_m is not None and not 0 <= self.kappa_m <= high:
+            refuse("kappa_m", f"None, or from 0 to {high}")
         if self.terminal not in TERMINALS:
             refuse("terminal", f"one of {', '.join(TERMINALS)}")
         if self.terminal == "repeat" and self.gamma == 1:
@@ -257,11 +264,16 @@ def loss_scale(gamma: float, horizon: int = 0) -> float:
     Raises:
       ValueError: gamma = 1 without a horizon, where the scale would be 0.
     """
-    if horizon:
-        return 1 / sum(gamma**i for i in range(horizon))
-    if gamma == 1:
-        raise ValueError("gamma = 1 needs a horizon >= 1: 1 - gamma is 0")
-    return 1 - gamma
+    if np.float32(gamma) == 1:
+        if not horizon:
+            raise ValueError("gamma = 1 (in float32) needs a horizon >= 1: 1 - gamma is 0")
+        return 1 / horizon
+    return 1 / discounted(gamma, horizon) if horizon else 1 - gamma
+
+
+def discounted(gamma: float, actions: float) -> float:
+    """1 + gamma + ... + gamma^(actions - 1): the weight of that many actions, not yet scaled."""
+    return float(actions) if gamma == 1 else math.expm1(actions * math.log(gamma)) / (gamma - 1)
 
 
 def loss_sum(side: Side, scale: float) -> Sum:
@@ -312,6 +324,12 @@ def rows_of_logits(
         z = jnp.where(allowed | ~used, z, -jnp.inf)
     own = acts if given is None else acts & (row >= given[:, None])
     return Rows(logit, jax.nn.logsumexp(z, axis=-1), row, acts, terminal, own)
+
+
+def discounts(rows: Rows, settings: Settings) -> Float[Array, "B T"]:
+    """gamma^i where action i is chosen, 0 elsewhere."""
+    time = jnp.where(rows.acts, rows.time, 0).astype(jnp.float32)
+    return jnp.where(rows.acts, jnp.power(jnp.float32(settings.gamma), time), 0.0)
 
 
 class _Parts:

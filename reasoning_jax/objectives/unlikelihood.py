@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -89,8 +88,7 @@ def unlikelihood(
     log_sum_others = jnp.log(others.sum(-1, keepdims=True)) + second
 
     # Tokens are looked up along the vocabulary, which must then be whole on each device.
-    if sharding.has_mesh():
-        z = jax.reshard(z, sharding.P(*jax.typeof(z).sharding.spec[:2], None))
+    z = sharding.whole(z)
     index = context[:, None, :] + jnp.zeros((1, C, 1), context.dtype)
     log_p = jnp.take_along_axis(z, index, axis=-1) - log_sum
     context_is_top = index == top[..., None]

@@ -64,7 +64,10 @@ PANELS = (
     Panel("time.mfu", "Model FLOPs utilisation", "fraction of peak"),
 )
 # Not plotted over steps: what only tells how long a row is, and times that the time split shows.
-UNPLOTTED = {"tokens", "time.elapsed_s", "time.model_flops_per_s", *(f"time.{p}_s" for p in PHASES)}
+UNPLOTTED = {
+    "tokens", "time.elapsed_s", "time.remaining_s", "time.model_flops_per_s",
+    *(f"time.{p}_s" for p in PHASES),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

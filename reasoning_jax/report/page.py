@@ -20,6 +20,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from reasoning_jax.durable import replace_bytes
 from reasoning_jax.report.drawing import DARK, LIGHT, run_colours
 from reasoning_jax.report.figures import MAX_EXTRA, Plate, draw_figures, extra_scalars
 from reasoning_jax.report.load import Evaluation, Run, load_runs
@@ -61,7 +62,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
         (folder / f"{plate.slug}.png").write_bytes(plate.light)
         (folder / f"{plate.slug}_dark.png").write_bytes(plate.dark)
     # JSON may hold lone surrogates, which UTF-8 cannot write.
-    output.write_bytes(page.encode(errors="replace"))
+    replace_bytes(output, page.encode(errors="replace"))
     return output
 
 

@@ -40,6 +40,7 @@ METRICS = {
 PHASES = {
     "data": "data",
     "step": "step",
+    "rollout": "rollouts",
     "evaluate": "evaluation",
     "checkpoint": "checkpoint",
 }

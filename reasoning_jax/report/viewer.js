@@ -99,7 +99,9 @@
     const parts = logprob === null
       ? ["probability not known"]
       : [`p\u00a0=\u00a0${Math.exp(logprob).toPrecision(3)}`,
-        `log\u00a0p\u00a0=\u00a0${logprob.toFixed(3).replace("-", "−")}`];
+        // An <eos> that a limit forced may be one that the filters had left out.
+        `log\u00a0p\u00a0=\u00a0${
+          logprob < -1e20 ? "−∞" : logprob.toFixed(3).replace("-", "−")}`];
     if (forced) parts.push("forced");
     return parts.join(" · ");
   }

@@ -9,6 +9,7 @@ counter, so a restored source goes on as if it had never stopped. It computes no
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,10 +66,13 @@ class MatchedSource:
         )
         self._ids = ids
         noise_ids = stream.encoder.noise_ids
-        self._noise = Noise(replay.noise_rate, tuple(sorted(set(noise_ids)))) if noise_ids else None
+        # Data live where actions go wrong at noise.rate; so do rollouts, unless they are to differ.
+        rate = config.noise.rate if replay.noise_rate < 0 else replay.noise_rate
+        self._noise = Noise(rate, tuple(sorted(set(noise_ids)))) if noise_ids else None
         self._key = jax.random.fold_in(jax.random.key(config.seed), KEY_ROLLOUT)
         self._step = self._drawn = 0
         self._sampled: dict[str, np.ndarray] | None = None
+        self._spent = 0.0
 
     def next(self, state: Any) -> Batch:
         """The batch of this step; samples with the state's parameters when a refresh is due."""
@@ -109,8 +113,19 @@ class MatchedSource:
 
         return name
 
+    def seconds(self) -> dict[str, float]:
+        spent, self._spent = self._spent, 0.0
+        return {"rollout": spent} if spent else {}
+
     def refresh(self, state: Any, step: int) -> None:
         """Sample one refresh of rollouts into the buffer."""
+        # The state is that of a step which may not be done yet: that wait is the step's.
+        jax.block_until_ready(state.params)
+        began = time.perf_counter()
+        self._refresh(state, step)
+        self._spent += time.perf_counter() - began
+
+    def _refresh(self, state: Any, step: int) -> None:
         config, T = self._config, self._config.data.seq_len
         n = config.replay.refresh_rollouts or config.train.batch_rows
         positions = np.arange(self._drawn, self._drawn + n, dtype=np.int32)

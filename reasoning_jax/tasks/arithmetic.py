@@ -103,7 +103,7 @@ class Arithmetic:
 
     def verify(self, problem: Problem, response: str) -> Score:
         """Right if the response, blanks around it aside, is the canonical answer and no more."""
-        return _judge(problem.answer, response, 10)
+        return _judge(problem.answer, response, 10, self.reverse)
 
     def solve(self, problem: Problem, strategy: str = "direct", seed: int = 0) -> Trace:
         """The working and the answer; "direct" is the only strategy. `nodes` counts its lines."""
@@ -294,7 +294,7 @@ def _long_product(a: int, b: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _judge(answer: str, response: str, base: int) -> Score:
+def _judge(answer: str, response: str, base: int, reverse: bool = False) -> Score:
     if refusal := too_long(response, _MAX_RESPONSE):
         return refusal
     parsed = response.strip()
@@ -306,7 +306,10 @@ def _judge(answer: str, response: str, base: int) -> Score:
         reason = "the response is empty"
     elif strange := sorted(set(magnitude) - set(legal)):
         reason = f"not a number in the digits {legal}: has {show(strange[0])}"
-    elif magnitude and magnitude.lstrip("0") == answer.removeprefix("-").lstrip("0"):
+    # Written the other way round, zeros in front are the last digits of the number.
+    elif (
+        not reverse and magnitude and magnitude.lstrip("0") == answer.removeprefix("-").lstrip("0")
+    ):
         reason = f"wanted {answer}: the sign or the leading zeros differ"
     else:
         reason = f"wanted {answer}"

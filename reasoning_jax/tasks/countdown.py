@@ -6,7 +6,9 @@ A response is right in either of two forms, and nothing else may stand beside it
                of the numbers at hand, a multiset, and c is put in; the last c is the target.
   expression   the same as one term, `(50-7)*3+25`: + - * / with their usual precedence, left to
                right, and parentheses. The numbers in it are exactly the given ones.
-In both, each result is a positive integer and each division leaves no remainder.
+In both, each result is a positive integer and each division leaves no remainder. Strictly so: no
+`= 154` behind an expression, no LaTeX, no signs but + - * / ( ), no full stop. The reason of a
+verdict names the first such thing and says what to write.
 `Problem.steps` holds operations, `Problem.answer` an expression.
 
 The game is that of Stream of Search (arXiv 2404.03683) and of "To Backtrack or Not to Backtrack"
@@ -21,6 +23,7 @@ papers is not written here.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +52,14 @@ _MAX_PENDING = 40
 # Python's \d and \s match other scripts' digits and blanks; these match ASCII only.
 _OPERATION = re.compile(r"[ \t]*([0-9]+)[ \t]*([-+*/])[ \t]*([0-9]+)[ \t]*=[ \t]*([0-9]+)[ \t]*")
 _TOKEN = re.compile(r"[ \t]*(?:([0-9]+)|([-+*/()]))")
+# Signs that are not read, and what is written for them.
+_TYPESET = {
+    "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2217": "*", "\u2715": "*", "\uff0a": "*",
+    "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\uff0f": "/",
+    "\u2212": "-", "\u2010": "-", "\u2013": "-", "\u2014": "-", "\uff0d": "-",
+    "\uff0b": "+", "\uff1d": "=", "\uff08": "(", "\uff09": ")",
+}  # fmt: skip
+_GROUPED = re.compile(r"[0-9],[0-9]")
 # A product of six numbers of at most 10^6 has 37 digits.
 _MAX_NUMERAL = 40
 
@@ -116,7 +127,7 @@ class Countdown:
         """Right if the response is operations or an expression as the module lays down."""
         if refusal := too_long(response, _MAX_RESPONSE):
             return refusal
-        parsed = response.strip(" \t\r\n")
+        parsed = response.strip()
         numbers, target = problem.data["numbers"], problem.data["target"]
         if "=" in parsed:
             reason = fault_in_operations(numbers, target, parsed.split("\n"))
@@ -183,12 +194,16 @@ def fault_in_operations(numbers: Iterable[int], target: int, lines: Sequence[str
     at_hand = Counter(numbers)
     wanted = at_hand.total() - 1
     if len(lines) != wanted:
-        return f"wanted {wanted} operations, one a line, got {len(lines)} lines"
+        got = "one line" if len(lines) == 1 else f"{len(lines)} lines"
+        return (
+            f"got {got} with an '='; wanted an expression alone, without '= {target}' behind it, "
+            f"or {wanted} operations a op b = c, one a line{_advice(lines[0])}"
+        )
     result = 0
     for number, line in enumerate(lines, 1):
         match = _OPERATION.fullmatch(line.rstrip("\r"))
         if match is None:
-            return f"line {number}: {show(line)} is not of the form a op b = c"
+            return f"line {number}: {show(line)} is not of the form a op b = c{_advice(line)}"
         first, operator, second, written = match.groups()
         if long := _misshapen((first, second, written)):
             return f"line {number}: {long}"
@@ -262,6 +277,23 @@ def _misshapen(numerals: Iterable[str]) -> str:
     return ""
 
 
+def _advice(text: str) -> str:
+    """ "; write ..." for what a response holds in place of, or beside, the signs of the game."""
+    for character in text:
+        if plain := _TYPESET.get(character):
+            name = unicodedata.name(character).lower()
+            return f"; it has the {name}, write {plain}"
+    if "\\" in text or "$" in text:
+        return "; it has LaTeX, write plain text as in (50-7)*3+25"
+    if text.endswith("."):
+        return "; it ends in a full stop, leave that out"
+    if _GROUPED.search(text):
+        return "; write numbers without commas"
+    if any(character.isalpha() for character in text):
+        return "; it has words, write the expression or the operations alone"
+    return ""
+
+
 def _listed(counts: Counter[int]) -> str:
     return " ".join(map(str, sorted(counts.elements())))
 
@@ -275,7 +307,7 @@ def _tokens(text: str) -> list[int | str] | str:
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:
-            return f"{show(text[place])} does not belong in an expression"
+            return f"{show(text[place])} does not belong in an expression{_advice(text)}"
         numeral, sign = match.groups()
         if numeral and (fault := _misshapen([numeral])):
             return fault

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reasoning_jax.tasks.answers import without_separators
 from reasoning_jax.tasks.base import Problem, Score, TaskError, Trace, draw_in_split
 from reasoning_jax.tasks.checks import (
     require_bool,
@@ -172,13 +173,14 @@ class GsmChain:
         return draw_in_split(draw, task=self.name, seed=seed, split=split)
 
     def verify(self, problem: Problem, response: str) -> Score:
-        """Right if the response is the answer's numeral, commas and blanks around it aside.
+        """Right if the response is the answer's numeral, blanks around it aside.
 
-        That is Coconut's rule, so `1,000` is `1000`, while `18.0` and `018` are not `18`.
+        Commas may part it in groups of three, so `1,000` is `1000`; `18.0` and `018` are not `18`.
+        Coconut's code drops every comma, which would make `1,8` the answer 18.
         """
         if refusal := too_long(response, _MAX_RESPONSE):
             return refusal
-        parsed = response.replace(",", "").strip()
+        parsed = without_separators(response.strip())
         if parsed == problem.answer:
             return right(parsed)
         if not parsed:

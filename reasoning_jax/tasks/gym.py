@@ -7,7 +7,8 @@ A dataset is built anew for each seed with size 1, so that datasets which build 
 cost no more than one. The worker's hash seed is fixed: some datasets depend on the order of a set.
 
 `Score.correct` asks for a full score: partial scores (`Score.value`) of reasoning-gym are often
-generous (a sudoku board with one digit wrong everywhere gets 0.8).
+generous (a sudoku board with one digit wrong everywhere gets 0.8). Some full scores are wrong too;
+`gym_answers` has what is refused all the same.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from reasoning_jax.tasks.checks import (
     too_long,
     wrong,
 )
+from reasoning_jax.tasks.gym_answers import objection
 
 # The longest reference answers (tower_of_hanoi) have about 2,000 characters.
 MAX_RESPONSE = 10_000
@@ -182,6 +184,8 @@ class ReasoningGym:
         value = min(max(scored["score"], 0.0), 1.0)
         if value < 1.0:
             return wrong(f"the dataset's scorer gives {value:g}", parsed, value)
+        if reason := objection(self.dataset, problem.answer, parsed):
+            return wrong(reason, parsed)
         return right(parsed)
 
     def solve(self, problem: Problem, strategy: str = "direct", seed: int = 0) -> Trace:

@@ -4,17 +4,20 @@ A step holds four items: `params`, `opt`, `data` (the place in the stream) and `
 versions, and hashes of the state), and where there is one the replay buffer. How a step is saved:
 
     <step>.saving      orbax writes beside the next training steps; then every file is hashed into
-                       the step's manifest (`train/manifest.py`)
+                       the step's manifest (`train/manifest.py`), with the arrays of the state
     <step>             one rename: from now on it counts
-                       it is read again; only when it is intact are older steps deleted
+                       it is read again, and its arrays are opened and compared with the state's;
+                       only when it is intact are older steps deleted
 
 So a step that was cut off never counts, and what fails leaves the older steps as they are. Reading
 begins with the hashes: of a step that is damaged nothing is used, and the next older one is taken.
+orbax gets the folder by a name that it cannot take for a pattern (`paths.plain`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -29,17 +32,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from reasoning_jax import paths
 from reasoning_jax.durable import sync
-from reasoning_jax.train import manifest
+from reasoning_jax.train import manifest, stored
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
+from reasoning_jax.train.room import check_space, nbytes
 from reasoning_jax.train.state import TrainState
-from reasoning_jax.train.state_hash import of_state, state_hash
+from reasoning_jax.train.state_hash import of_leaves, of_state, state_hash
 
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", ".damaged"
 # How orbax ends the name of a folder until everything in it is written.
 _ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
-# Beside the arrays: metadata, JSON, directories.
-_EXTRA_BYTES = 1 << 20
 
 _OS_ERROR, _LOCAL_FILE = re.compile(r"os_error_code='(\d+)'"), re.compile(r'local file "([^"]+)"')
 
@@ -112,25 +115,29 @@ class Checkpoints:
         if step in self.steps():
             return False
         self.wait()
-        items: dict[str, Any] = {
-            "params": ocp.args.StandardSave(_storable(state.params)),
-            "opt": ocp.args.StandardSave(state.opt_state),
-            "data": ocp.args.JsonSave(data),
-            "meta": ocp.args.JsonSave({**meta, "step": step, "state_hash": of_state(state)}),
-        }
+        trees: dict[str, Any] = {"params": _storable(state.params), "opt": state.opt_state}
         if arrays:
-            copies = {name: np.array(values) for name, values in arrays.items()}
-            items["replay"] = ocp.args.StandardSave(copies)
-        try:
-            self._faults.reach("save", step)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            check_space(self.folder, nbytes((state, arrays or {})))
-            self._remove(step)
-            self._orbax.save(self._path(step, SAVING), args=ocp.args.Composite(**items))
-        except Exception as error:
-            self._failed(step, error)
-            return False
-        self._thread = threading.Thread(target=self._commit, args=(step,), name=f"save {step}")
+            trees["replay"] = {name: np.array(values) for name, values in arrays.items()}
+        said = {"data": data, "meta": {**meta, "step": step, "state_hash": of_state(state)}}
+        items: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in trees.items()}
+        items |= {name: ocp.args.JsonSave(values) for name, values in said.items()}
+        wanted = {name: stored.described(tree) for name, tree in trees.items()}
+        with contextlib.ExitStack() as stack:
+            try:
+                self._faults.reach("save", step)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                check_space(self.folder, nbytes((state, arrays or {})))
+                self._remove(step)
+                place = stack.enter_context(paths.plain(self.folder))
+                self._orbax.save(place / f"{step}{SAVING}", args=ocp.args.Composite(**items))
+            except Exception as error:
+                self._failed(step, error)
+                return False
+            # The thread closes it, when orbax no longer writes.
+            opened = stack.pop_all()
+        self._thread = threading.Thread(
+            target=self._commit, args=(step, wanted, _texts(said), opened), name=f"save {step}"
+        )
         self._thread.start()
         return True
 
@@ -145,25 +152,36 @@ class Checkpoints:
         found, self._failures = self._failures, []
         return found
 
-    def _commit(self, step: int) -> None:
+    def _commit(
+        self,
+        step: int,
+        wanted: dict[str, stored.Described],
+        said: dict[str, str],
+        opened: contextlib.ExitStack,
+    ) -> None:
         """In a thread: wait for orbax, hash, rename, read again, and let go of older steps."""
         saving, final = self._path(step, SAVING), self._path(step)
-        try:
-            self._faults.reach("write", step)
-            self._orbax.wait_until_finished()
-            self._faults.reach("seal", step)
-            manifest.write(saving, step)
-            self._faults.reach("commit", step)
-            os.rename(saving, final)
-            sync(self.folder)
-            self._faults.reach("committed", step)
-            findings = manifest.check(final, step)
-            if findings:
-                self.set_aside(step)
-                raise OSError(f"what was written is not what is read: {findings[0]}")
-        except BaseException as error:
-            self._failed(step, error)
-            return
+        with opened:
+            try:
+                self._faults.reach("write", step)
+                self._orbax.wait_until_finished()
+                self._faults.reach("seal", step)
+                manifest.write(saving, step, wanted)
+                self._faults.reach("commit", step)
+                os.rename(saving, final)
+                sync(self.folder)
+                self._faults.reach("committed", step)
+                findings = self.verify(step)
+                if not findings:
+                    with paths.plain(final) as place:
+                        read = _texts(self._read_said(place))
+                    findings = [f"{name}: differs" for name in said if read[name] != said[name]]
+                if findings:
+                    self.set_aside(step)
+                    raise OSError(f"what is read is not what should be there: {findings[0]}")
+            except BaseException as error:
+                self._failed(step, error)
+                return
         self.failed_in_a_row = 0
         try:
             self._faults.reach("prune", step)
@@ -172,7 +190,7 @@ class Checkpoints:
             self._failures.append(SaveFailure(step, f"older steps not deleted: {error}"))
 
     def _failed(self, step: int, error: BaseException) -> None:
-        self._failures.append(SaveFailure(step, _reason(error)))
+        self._failures.append(SaveFailure(step, self._reason(error)))
         self.failed_in_a_row += 1
         # What it is still writing must be out of the way before it is deleted. Then another orbax,
         # since this one may hold on to what failed.
@@ -213,12 +231,36 @@ class Checkpoints:
         os.rename(self._path(step), target)
         return target
 
-    def verify(self, step: int, items: Sequence[str] = ()) -> list[str]:
-        """What is not as it was saved, one line a file; empty for an intact step.
+    def verify(self, step: int, items: Sequence[str] = (), *, values: bool = False) -> list[str]:
+        """What is not as it was saved, one line a file or array; empty for an intact step.
 
-        Of a step without a manifest (as versions before had none) only that is said.
+        First the files against their hashes, then the arrays, which are opened and compared with
+        those of the state that was to be saved; with `values` they are read, too, and compared with
+        the hash of that state. Of a step without a manifest (as versions before had none) only that
+        is said.
         """
-        return manifest.check(self._path(step), step, items)
+        folder = self._path(step)
+        findings = manifest.check(folder, step, items)
+        if findings:
+            return findings
+        wanted = manifest.arrays(folder) or None
+        trees = [name for name in wanted or ("params", "opt") if not items or name in items]
+        with paths.plain(folder) as place:
+            for name in trees:
+                lines = stored.missing(place / name, wanted[name] if wanted else None)
+                findings += [f"{name}: {paths.own_name(line, folder)}" for line in lines]
+            if not findings and values and wanted is not None:
+                findings = self._other_values(place, wanted)
+        return findings
+
+    def _other_values(self, place: Path, wanted: dict[str, stored.Described]) -> list[str]:
+        """The items whose arrays are not, bit for bit, those of the state that was saved."""
+        told = self._read_said(place)["meta"]["state_hash"]
+        return [
+            f"{name}: what is read is not what was saved (state hash)"
+            for name in told
+            if of_leaves(stored.arrays_of(place / name, wanted[name])) != told[name]
+        ]
 
     def restore(
         self,
@@ -280,16 +322,20 @@ class Checkpoints:
             raise CheckpointError(self._none_left(step))
         out = {}
         try:
-            for name in ("params", "opt", "replay"):
-                if (self._path(step) / name).is_dir():
-                    out[name] = _read_numpy(self._path(step) / name)
-            for name in ("data", "meta"):
-                item = {name: ocp.args.JsonRestore()}
-                out[name] = self._orbax.restore(self._path(step), ocp.args.Composite(**item))[name]
+            with paths.plain(self._path(step)) as place:
+                for name in ("params", "opt", "replay"):
+                    if (place / name).is_dir():
+                        out[name] = _read_numpy(place / name)
+                out |= self._read_said(place)
         except Exception as error:
-            reason = f"checkpoint {self._path(step)} cannot be restored: {_reason(error)}"
+            reason = f"checkpoint {self._path(step)} cannot be restored: {self._reason(error)}"
             raise CheckpointError(reason) from error
         return out
+
+    def _read_said(self, place: Path) -> dict[str, Any]:
+        """The JSON items of a step, by a path from `paths.plain`."""
+        items = {name: ocp.args.JsonRestore() for name in ("data", "meta")}
+        return {n: v for n, v in self._orbax.restore(place, ocp.args.Composite(**items)).items()}
 
     def require(self, step: int | None, before: int | None = None) -> list[int]:
         """The complete steps (below `before`): some, and `step` among them.
@@ -329,9 +375,10 @@ class Checkpoints:
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         try:
-            out = self._orbax.restore(self._path(step), args=ocp.args.Composite(**items))
+            with paths.plain(self._path(step)) as place:
+                out = self._orbax.restore(place, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise CheckpointError(f"cannot be restored: {_reason(error)}") from error
+            raise CheckpointError(f"cannot be restored: {self._reason(error)}") from error
         # From end to end: what is on the devices now against what was there then.
         for name, wanted in dict(out["meta"].get("state_hash", {})).items():
             if name in items and state_hash(out[name]) != wanted:
@@ -366,20 +413,8 @@ class Checkpoints:
     def _path(self, step: int, suffix: str = "") -> Path:
         return self.folder / f"{step}{suffix}"
 
-
-def check_space(folder: Path, nbytes: int) -> None:
-    """Refuse to begin what would not fit.
-
-    Raises:
-      OSError: fewer than `nbytes` and some metadata are free there.
-    """
-    free = shutil.disk_usage(folder).free
-    needed = nbytes + _EXTRA_BYTES
-    if free < needed:
-        raise OSError(
-            f"a checkpoint takes {_mib(needed)}, {_mib(free)} are free on the disk of {folder}; "
-            "free space, or lower train.keep_last"
-        )
+    def _reason(self, error: BaseException) -> str:
+        return paths.own_name(_reason(error), self.folder)
 
 
 def unfinished_only(folder: Path) -> bool:
@@ -416,16 +451,6 @@ def _read_numpy(path: Path) -> Any:
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=kinds))
 
 
-def nbytes(tree: Any) -> int:
-    """Bytes that this process holds of a tree of arrays."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shards = getattr(leaf, "addressable_shards", None)
-        parts = [s.data for s in shards if s.replica_id == 0] if shards is not None else [leaf]
-        total += sum(int(part.nbytes) for part in parts)
-    return total
-
-
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
@@ -438,12 +463,13 @@ def _reason(error: BaseException) -> str:
     return text[:300]
 
 
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:,.1f} MiB"
-
-
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _texts(items: dict[str, Any]) -> dict[str, str]:
+    """JSON values as texts: those of equal values are equal, also where they hold a NaN."""
+    return {name: json.dumps(values, sort_keys=True) for name, values in items.items()}
 
 
 def _storable(params: Any) -> Any:

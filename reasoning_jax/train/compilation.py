@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import jax
 _MIN_COMPILE_S = 0.3
 # Above this the programs that were not used for longest go, down to half of it.
 _MOST_BYTES = 4 << 30
+_COMPILING = "/jax/core/compile/"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_TRACED = "/jax/core/compile/jaxpr_trace_duration"
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -95,10 +98,14 @@ def _make_room(folder: Path) -> None:
 class CompileCounter:
     """Counts programs that are compiled or loaded while it is entered: all of them, those of one
     jitted function, those found in the cache, and the seconds that all took.
+
+    `heard(seconds, name)` is called where tracing, lowering or compiling has just ended; `name` is
+    that of a function that has been traced, and is compiled next, else "".
     """
 
     def __init__(self, function: str):
         self._name = f"jit({function})"
+        self.heard: Callable[[float, str], None] | None = None
         self._all = self._own = self._hits = 0
         self._seconds = 0.0
 
@@ -121,6 +128,8 @@ class CompileCounter:
         }
 
     def _compiled(self, event: str, duration_secs: float, **more: Any) -> None:
+        if self.heard is not None and event.startswith(_COMPILING):
+            self.heard(duration_secs, str(more.get("fun_name", "")) if event == _TRACED else "")
         if event == _COMPILED:
             self._all += 1
             self._own += more.get("fun_name") == self._name

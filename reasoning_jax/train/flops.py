@@ -24,13 +24,20 @@ PEAK_FLOPS = {
 }
 
 
-def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Model FLOPs of forward and backward for one position of a row of `seq_len`."""
+def train_flops_per_token(
+    config: ModelConfig, seq_len: int, frozen: int = 0, adapters: int = 0
+) -> float:
+    """Model FLOPs of forward and backward for one position of a row of `seq_len`.
+
+    Of the matmul parameters `frozen` get no gradient, which saves 2 of their 6; `adapters` are
+    parameters beside the model's.
+    """
     specs = param_specs(config)
     matmul = count_params(specs) - count_params({"embedding": specs["embedding"]})
     if config.tied_embeddings:
         matmul += config.vocab_size * config.d_model
-    return 6.0 * matmul + 12.0 * config.n_layers * config.n_heads * config.head_dim * seq_len
+    products = 6.0 * (matmul + adapters) - 2.0 * frozen
+    return products + 12.0 * config.n_layers * config.n_heads * config.head_dim * seq_len
 
 
 def peak_flops(device_kind: str) -> float | None:

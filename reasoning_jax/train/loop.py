@@ -1,17 +1,19 @@
 """The training loop: the impure part. Data, steps, evaluation, checkpoints, metrics, preemption.
 
 It knows one thing about data (`BatchSource`), one about the objective (a `Loss`), and nothing about
-tasks. Exit codes: 0 done, 42 preempted and saved. A watchdog ends it with 134 if it hangs.
+tasks. A step is saved before it is evaluated, and an evaluation that fails ends nothing.
+Exit codes: 0 done, 5 done but an evaluation failed, 42 preempted and saved. A watchdog ends it with
+134 if it hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import signal
+import shlex
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +25,28 @@ from reasoning_jax.config import Config, ConfigError, ModelConfig
 from reasoning_jax.data.batch import Batch
 from reasoning_jax.data.pipeline import BatchSource
 from reasoning_jax.durable import DISK_ERRORS
+from reasoning_jax.exit_codes import EXIT_EVALUATION
 from reasoning_jax.train import nonfinite
-from reasoning_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    check_space,
-    nbytes,
-    unfinished_only,
-)
+from reasoning_jax.train.attempt import attempt
+from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints, unfinished_only
 from reasoning_jax.train.compilation import CompileCounter
 from reasoning_jax.train.faults import NO_FAULTS, FaultPlan
-from reasoning_jax.train.flops import peak_flops, train_flops_per_token
-from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, drop_rows
+from reasoning_jax.train.identities import check_identities
+from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch
 from reasoning_jax.train.nonfinite import DUMPS, Diverged, NonfiniteGuard, diagnose, dump_batch
+from reasoning_jax.train.pace import Pace, Rate
+from reasoning_jax.train.preemption import DONE, PREEMPTED, Preemption
+from reasoning_jax.train.room import check_space, nbytes
+from reasoning_jax.train.rows import FAILED, drop_rows, evaluation_row
 from reasoning_jax.train.state import TrainState
 from reasoning_jax.train.state_hash import of_state
 from reasoning_jax.train.step import Gradients, Step
 from reasoning_jax.train.watchdog import Watchdog
 
-DONE, PREEMPTED = 0, 42
 # As `train.step` names the function that it jits.
 STEP_NAME = "train_step"
 # Saves that may fail one after the other before training ends.
 FAILED_SAVES_LIMIT = 3
-# Of the value sums, relative to V(s_0), in float32.
-GAP_TOLERANCE = 1e-3
 
 # evaluate(state) -> the scalars of a validation row; writes its own files.
 Evaluate = Callable[[TrainState], dict[str, float]]
@@ -57,7 +56,8 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 class Run:
     """What the loop drives. `meta` goes into every checkpoint beside the unfinished metrics.
 
-    `reset_optimizer` is called where the source says that a step begins with a new optimizer.
+    `reset_optimizer` is called where the source says that a step begins with a new optimizer;
+    `begin` when nothing is left that could refuse the run, before its first file is written.
     """
 
     config: Config
@@ -72,40 +72,7 @@ class Run:
     debug: bool = False
     reset_optimizer: Callable[[TrainState], TrainState] | None = None
     faults: FaultPlan = NO_FAULTS
-
-
-class Preemption:
-    """Turns SIGTERM and SIGINT into a flag for the duration of a `with` block.
-
-    Of two nested blocks the outer one's flag is set too, and the inner one begins with it.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Preemption:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        self.requested |= any(outer.requested for outer in self._outer())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del frame
-        if self.requested:
-            raise KeyboardInterrupt(f"second signal {number} while saving")
-        self.requested = True
-        for outer in self._outer():
-            outer.requested = True
-
-    def _outer(self) -> list[Preemption]:
-        owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
-        return [owner for owner in owners if isinstance(owner, Preemption)]
+    begin: Callable[[], None] = lambda: None
 
 
 def restore_if_any(
@@ -146,6 +113,7 @@ def train(run: Run, quiet: bool = False) -> int:
       CheckpointError: none is usable, saving failed time and again, or what is written beside the
         checkpoints failed once.
       Diverged: too many steps in a row had a NaN or Inf.
+      FloatingPointError: a check for NaN is on (--debug), and an evaluation has one.
     """
     config = run.config.train
     checkpoints = Checkpoints(
@@ -163,6 +131,9 @@ def train(run: Run, quiet: bool = False) -> int:
                 return loop.go(preemption)
             finally:
                 loop.writer.close()
+                # Of a save that fails while something else ends the run, that is still told.
+                checkpoints.wait()
+                loop.tell_failed_saves()
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -200,63 +171,98 @@ class _Loop:
         self.sums = MetricSums(meta.get("unfinished_metrics"))
         self.start = int(self.state.step)
         if not self.start:
-            checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            _check_room(checkpoints.folder, self.state, run.source.arrays())
-        self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet)
+            folder = checkpoints.folder if checkpoints.folder.exists() else run.workdir
+            _check_room(folder, self.state, run.source.arrays())
+        run.begin()
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self.evaluated, self.failed_evaluations = self._evaluated(), 0
+        self.pace = Pace(self.start, self.config.steps)
+        self.writer = MetricsWriter(run.workdir, self.start, self.config.steps, quiet, self.pace)
+        compiled.heard = self.compiling
         self.guard = NonfiniteGuard(
             run.workdir, self.config.skipped_steps_limit, self.writer.say,
             meta.get("skipped_in_a_row", 0),
         )  # fmt: skip
         drop_rows(run.workdir / nonfinite.FILE, self.start + 1)
-        self.rate = _Rate(run)
+        self.rate = Rate(run.config, run.model)
         # The last dispatched step until it is looked at: number, what was not finite, its batch.
         self.unseen: tuple[int, Any, Callable[[], dict[str, Any]]] | None = None
         self.batch: Any = None
-        if self.start:
+        if 0 < self.start < self.config.steps:
             self.writer.say(f"resumed from step {self.start} of {checkpoints.folder}")
+
+    def _evaluated(self) -> int | None:
+        """The step that the run begins with, if it was evaluated already; else None.
+
+        One whose evaluation failed is not evaluated again, so that no restart meets that failure,
+        unless nothing else is left to do.
+        """
+        path = self.run.workdir / "metrics.jsonl"
+        row = evaluation_row(path, self.start) if self.start else None
+        if row is not None and FAILED in row and self.start >= self.config.steps:
+            drop_rows(path, self.start + 1, evaluation_of=self.start)
+            row = None
+        return None if row is None else self.start
+
+    def owed(self, step: int) -> bool:
+        """Whether a step is to be evaluated and was not yet: perhaps the run ended in between."""
+        due = _due(step, self.config.evaluate_every_steps) or step >= self.config.steps
+        return due and self.evaluated != step
 
     def go(self, preemption: Preemption) -> int:
         config, faults = self.config, self.run.faults
-        if self.start == 0 and config.evaluate_every_steps:
-            self.evaluate(0)
+        if self.start >= config.steps:
+            self.writer.say(
+                f"already at step {self.start} of {config.steps}; for more set "
+                f"--config.train.steps={2 * self.start}"
+            )
+        if self.owed(self.start):
+            self.evaluate(self.start)
+        self.pace.begin()
         for step in range(self.start + 1, config.steps + 1):
             last, first = step == config.steps, step == self.start + 1
             self.watchdog.begin("compile" if first else "step", step)
-            began = time.monotonic()
             faults.reach("data", step)
-            self.take(step)
+            with self.first_step() if first else contextlib.nullcontext():
+                self.take(step)
+            due_log = step % config.log_every_steps == 0 or last
+            due_save = step % config.checkpoint_every_steps == 0 or last or preemption.requested
+            if first or due_log or due_save or self.owed(step):
+                self.wait()
+            self.watchdog.step_done(self.pace.step_done(step))
             if first:
-                jax.block_until_ready(self.state.step)
                 passed = self.watch.elapsed()
                 self.writer.say(f"first step {step} done {passed:.1f} s after the loop began")
-            else:
-                self.watchdog.step_done(time.monotonic() - began)
-            due_log = step % config.log_every_steps == 0
-            due_evaluation = _due(step, config.evaluate_every_steps) or last
-            stopping = preemption.requested
-            due_save = step % config.checkpoint_every_steps == 0 or last or stopping
-            if due_log or due_evaluation or due_save:
-                self.look()
             if due_log:
                 self.log(step)
-            if due_evaluation:
-                self.evaluate(step)
             if due_save:
                 self.save()
+            # Who is asked to stop has little time: the evaluation is made when the run goes on.
+            if self.owed(step) and not preemption.requested:
+                self.evaluate(step)
             self.report_failed_saves()
-            if stopping and not last:
+            if preemption.requested and (not last or self.owed(step)):
                 self.finish_save(step)
-                self.writer.say(f"preempted: saved step {step}, exit {PREEMPTED} (run again)")
+                self.writer.say(preemption.text(step))
                 return PREEMPTED
-        self.finish_save(config.steps)
+        self.finish_save(max(config.steps, self.start))
         self.run.state = self.state
-        return DONE
+        if not self.failed_evaluations:
+            return DONE
+        _warn(
+            f"trained and saved, but {self.failed_evaluations} evaluation(s) failed; exit "
+            f"{EXIT_EVALUATION}. Mend what is said above; the same command then evaluates the "
+            "last step"
+        )
+        return EXIT_EVALUATION
 
     def take(self, step: int) -> None:
         """Make a batch, dispatch the step, and look at the one before it."""
         run = self.run
         with self.watch.measure("data"):
             self.state, self.batch = next_batch(run, self.state)
+        for purpose, seconds in run.source.seconds().items():
+            self.watch.move("data", purpose, seconds)
         run.faults.reach("step", step)
         with self.watch.measure("step"):
             try:
@@ -269,6 +275,32 @@ class _Loop:
                 check_identities(metrics, step)
             self.look()
             self.unseen = (step, broken, run.source.describe())
+
+    def wait(self) -> None:
+        """Wait for the device, so that no time of steps falls to what comes next."""
+        with self.watch.measure("step"):
+            self.look()
+            jax.block_until_ready(self.state)
+
+    @contextlib.contextmanager
+    def aside(self, phase: str, step: int, what: str) -> Iterator[None]:
+        """For the duration of a block the run does not train: for the clocks, and on the screen."""
+        with (
+            self.watch.measure(phase),
+            self.watchdog.phase(phase, step),
+            self.pace.away(what),
+        ):
+            yield
+
+    def first_step(self) -> contextlib.AbstractContextManager[None]:
+        return self.pace.doing("compiling the training step")
+
+    def compiling(self, seconds: float, name: str) -> None:
+        """Some function was traced or compiled until now."""
+        now = time.perf_counter()
+        self.pace.compiled(now - seconds, now)
+        if name == STEP_NAME:
+            self.pace.traced("the training step for rows of another shape")
 
     def look(self) -> None:
         """Wait for the step that was dispatched last, and see whether it was skipped."""
@@ -300,46 +332,68 @@ class _Loop:
     def log(self, step: int) -> None:
         config, run = self.config, self.run
         with self.watch.measure("step"):
+            tokens = round(self.sums.total("tokens"))
+            tokens_here = round(self.sums.total("tokens", here=True))
+            skipped = round(self.sums.total("steps_skipped"))
             means = self.sums.finish()
-        skipped = round(means.pop("steps_skipped", 0.0) * config.log_every_steps)
-        done = config.log_every_steps - skipped
-        tokens = round(means.pop("tokens", 0.0) * done)
         # Of nothing there is no mean.
-        means = {**means, "tokens": tokens} if done > 0 else {"tokens": 0}
+        nothing = means.pop("steps_skipped") == 1
+        means = {"tokens": 0} if nothing else {**means, "tokens": tokens}
         row = {"step": step, "split": "train", **run.source.meta(), **means}
         row["steps_skipped"] = skipped
         if _due(step // config.log_every_steps, config.hash_every_logs):
             with self.watch.measure("hash"):
                 row["state_hash"] = "-".join(of_state(self.state).values())
-        times = {**self.watch.finish(), **self.compiled.counts()}
+        times: dict[str, float | None] = {**self.watch.finish(), **self.compiled.counts()}
         run.faults.reach("log", step)
         if self.checkpoints.failed_in_a_row:
             times["failed_saves"] = self.checkpoints.failed_in_a_row
-        self.writer.write({**row, "time": {**times, **self.rate.measure(tokens, times)}})
+        times |= self.rate.measure(tokens_here, self.pace.row())
+        left = self.pace.remaining()
+        if left is not None:
+            times["remaining_s"] = round(left, 1)
+        self.writer.write({**row, "time": times})
 
     def evaluate(self, step: int) -> None:
-        with self.watch.measure("evaluate"), self.watchdog.phase("evaluate", step):
-            self.run.faults.reach("evaluate", step)
-            values = self.run.evaluate(self.state)
+        """Evaluate a step, when its save is on disk; what fails is a row, a warning and counted."""
+        with self.aside("checkpoint", step, "saving"):
+            self.checkpoints.wait()
+        self.report_failed_saves()
+        with self.aside("evaluate", step, "evaluating"):
+            values = attempt(self.run.workdir, step, lambda: self._measured(step))
         row = {"step": step, "split": "validation", **self.run.source.meta(), **values}
         self.writer.write({**row, "time": {}})
+        self.evaluated = step
+        if FAILED in values:
+            self.failed_evaluations += 1
+            later = self.newest()
+            if step in self.checkpoints.steps():
+                run = shlex.quote(str(self.run.workdir))
+                later = f"evaluate --workdir={run} --checkpoint={step} makes up for it"
+            _warn(f"evaluating step {step} failed: {values[FAILED]}; training goes on; {later}")
+
+    def _measured(self, step: int) -> dict[str, float]:
+        self.run.faults.reach("evaluate", step)
+        return self.run.evaluate(self.state)
 
     def save(self) -> None:
         source = self.run.source
-        with (
-            self.watch.measure("checkpoint"),
-            self.watchdog.phase("checkpoint", int(self.state.step)),
-        ):
+        self.wait()
+        with self.aside("checkpoint", int(self.state.step), "saving"):
             meta = {
                 **self.run.meta, **source.meta(), "unfinished_metrics": self.sums.save(),
                 "skipped_in_a_row": self.guard.in_a_row,
             }  # fmt: skip
             self.checkpoints.save(self.state, source.save(), meta, source.arrays())
 
-    def report_failed_saves(self) -> None:
-        """Say which saves failed, each by its own step. Raises CheckpointError after too many."""
+    def tell_failed_saves(self) -> None:
+        """Say which saves failed, each by its own step."""
         for failure in self.checkpoints.failures():
             _warn(f"saving step {failure.step} failed: {failure.reason}; {self.newest()}")
+
+    def report_failed_saves(self) -> None:
+        """`tell_failed_saves`. Raises CheckpointError after too many."""
+        self.tell_failed_saves()
         if self.checkpoints.failed_in_a_row >= FAILED_SAVES_LIMIT:
             raise CheckpointError(
                 f"{self.checkpoints.failed_in_a_row} saves in a row failed, the last at step "
@@ -377,56 +431,8 @@ def _check_room(folder: Path, state: TrainState, arrays: dict[str, np.ndarray]) 
         raise ConfigError(f"no room for a checkpoint: {error}") from None
 
 
-def check_identities(metrics: dict[str, Any], step: int) -> None:
-    """What must hold of a step's metrics whatever the parameters; waits for the device.
-
-    Every trajectory ends in <eos>, and the discounted value sums of complete trajectories telescope
-    to V(s_0) (SequenceMatch).
-
-    Raises:
-      AssertionError: one does not, so trajectories are cut or rows are out of order.
-    """
-    if "telescoping_gap" not in metrics:
-        return
-    cut = float(metrics["trajectories_cut"].value)
-    if cut:
-        raise AssertionError(
-            f"step {step}: {cut:.0f} trajectories are cut before <eos>; every trajectory must end "
-            "in its terminal state"
-        )
-    gap = float(metrics["telescoping_gap"].value)
-    scale = max(1.0, *(abs(float(metrics[f"value_start_{s}"].mean())) for s in ("data", "model")))
-    if not gap <= GAP_TOLERANCE * scale:
-        raise AssertionError(
-            f"step {step}: the value sum of a trajectory is {gap:.3g} away from V(s_0) (of size "
-            f"{scale:.3g}); its rows must be in order of time, from its start to its end"
-        )
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Rate:
-    """Throughput of an interval, from its tokens and the seconds its steps took."""
-
-    def __init__(self, run: Run):
-        self._flops = train_flops_per_token(run.model, run.config.data.seq_len)
-        device = jax.devices()[0]
-        peak = run.config.train.peak_flops or peak_flops(device.device_kind)
-        self._peak = peak * jax.device_count() if peak else None
-
-    def measure(self, tokens: int, times: dict[str, float]) -> dict[str, float | None]:
-        seconds = times.get("step_s", 0.0) + times.get("data_s", 0.0)
-        if not seconds or not tokens:
-            return {}
-        per_second = tokens / seconds
-        flops = per_second * self._flops
-        return {
-            "tokens_per_s": round(per_second, 1),
-            "model_flops_per_s": round(flops, 1),
-            "mfu": round(flops / self._peak, 4) if self._peak else None,
-        }
 
 
 def validation_loss(

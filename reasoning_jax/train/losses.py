@@ -273,8 +273,16 @@ def mixed_loss(
     `objectives.sequencematch`, a mean over trajectories of data and of `batch.model`. Without
     `batch.model` (the first bc_steps) the loss is L_BC. In V(s) the actions are those that the
     sampler has; L_BC is over the whole vocabulary.
+
+    "weight_sm" is the weight of a data trajectory's actions in (1 - beta) L_SM, as beta is in
+    beta L_BC. "share_sm" is weight_sm / (beta + weight_sm).
     """
     settings = settings_of(match)
+    if not isinstance(match.horizon, int):
+        raise ConfigError(
+            f'sequencematch.horizon="{match.horizon}" is measured on training data; give a number '
+            "where there are none"
+        )
     scale = sequencematch.loss_scale(match.gamma, match.horizon)
 
     def score(params: Any, lora: Any, batch: Batch) -> tuple[readout.ActionScores, jax.Array]:
@@ -333,8 +341,12 @@ def mixed_loss(
             sequencematch.loss_sum(own, scale),
         )
         one = jnp.float32(1)
+        weighs = (1 - beta) * scale * sequencematch.discounts(data_rows, settings).sum()
+        weight = weighs / jnp.maximum(expert.trajectories, 1)
         metrics |= {
             "beta": Sum(beta, one),
+            "weight_sm": Sum(weighs, expert.trajectories),
+            "share_sm": Sum(weight / jnp.maximum(beta + weight, sequencematch.ALPHAS[0]), one),
             "loss_sm_data": parts[1],
             "loss_sm_model": parts[2],
             "reward_data": Sum(expert.reward, expert.actions),

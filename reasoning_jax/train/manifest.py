@@ -1,4 +1,5 @@
-"""The manifest of a checkpoint step: size and hash of each of its files, and its step number.
+"""The manifest of a checkpoint step: size and hash of each of its files, its step number, and which
+arrays it should hold.
 
 It is written into the step's folder before the folder gets its final name, so a step that is there
 has one. `check` says what differs. It reads no parameters and knows no orbax.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ _VERSION = 1
 _MAX_BYTES = 64 << 20
 
 
-def write(folder: Path, step: int) -> None:
+def write(folder: Path, step: int, arrays: Mapping[str, Any]) -> None:
     """Hash all files of a folder and write its manifest; everything is on disk on return.
+
+    `arrays`: [name, dtype, shape] of each array that was to be saved, by item.
 
     Raises:
       OSError
@@ -34,17 +37,27 @@ def write(folder: Path, step: int) -> None:
         digest, size = file_hash(path)
         sync(path)
         files[name] = {"bytes": size, "hash": digest}
-    body = {"version": _VERSION, "algorithm": ALGORITHM, "step": step, "files": files}
+    body = {
+        "version": _VERSION, "algorithm": ALGORITHM, "step": step, "arrays": dict(arrays),
+        "files": files,
+    }  # fmt: skip
     # The folder has not its final name yet: a manifest that is cut off is that of no step.
-    (folder / NAME).write_text(
-        json.dumps({**body, "hash": _of_body(body)}, indent=1) + "\n", encoding="utf-8"
-    )
+    text = json.dumps({**body, "hash": _of_body(body)}, separators=(",", ":"))
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
     for path in [folder / NAME, folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         sync(path)
 
 
 def exists(folder: Path) -> bool:
     return (folder / NAME).is_file()
+
+
+def arrays(folder: Path) -> dict[str, Any] | None:
+    """[name, dtype, shape] of each array that an intact step should hold, by item. None where that
+    was not noted, as in steps of earlier versions.
+    """
+    body, _ = _read(folder)
+    return None if body is None else body.get("arrays")
 
 
 def check(folder: Path, step: int, under: Sequence[str] = ()) -> list[str]:

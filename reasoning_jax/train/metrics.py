@@ -1,4 +1,4 @@
-"""Metrics: summed exactly between log points, written to JSONL, TensorBoard and the console.
+"""Metrics: summed exactly between log points, written to JSONL and TensorBoard, shown by a console.
 
 Values arrive as `Sum`s on the device and are fetched only at log points. Between two of them they
 are added in float64 in the order of the steps; `MetricSums.save` puts an unfinished interval into
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 
 import jax
 
-from reasoning_jax.durable import replace_text
 from reasoning_jax.objectives.masked import Sum
+from reasoning_jax.train.console import Console
+from reasoning_jax.train.pace import Pace
+from reasoning_jax.train.rows import drop_rows
 
 
 class MetricSums:
@@ -26,6 +27,7 @@ class MetricSums:
 
     def __init__(self, saved: Mapping[str, list[float]] | None = None):
         self._sums = {name: list(pair) for name, pair in (saved or {}).items()}
+        self._carried = {name: pair[0] for name, pair in self._sums.items()}
         self._pending: list[dict[str, Sum]] = []
 
     def add(self, metrics: dict[str, Sum]) -> None:
@@ -37,11 +39,17 @@ class MetricSums:
         self._fetch()
         return {name: list(pair) for name, pair in self._sums.items()}
 
+    def total(self, name: str, *, here: bool = False) -> float:
+        """The sum of one metric over the interval; `here`: over the steps of this process."""
+        self._fetch()
+        value = self._sums.get(name, [0.0, 0.0])[0]
+        return value - self._carried.get(name, 0.0) if here else value
+
     def finish(self) -> dict[str, float]:
         """The interval's means, in name order; starts the next interval."""
         self._fetch()
         means = {n: v / c if c else 0.0 for n, (v, c) in sorted(self._sums.items())}
-        self._sums = {}
+        self._sums, self._carried = {}, {}
         return means
 
     def _fetch(self) -> None:
@@ -63,6 +71,11 @@ class Stopwatch:
     def measure(self, purpose: str) -> _Span:
         """A context manager that adds its duration to `purpose`."""
         return _Span(self._spent, purpose)
+
+    def move(self, purpose: str, other: str, seconds: float) -> None:
+        """Count seconds that were measured for one purpose to another."""
+        self._spent[purpose] = self._spent.get(purpose, 0.0) - seconds
+        self._spent[other] = self._spent.get(other, 0.0) + seconds
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -93,7 +106,14 @@ class MetricsWriter:
     On opening, rows that the run will write again are dropped: those beyond `resume_step`, or all.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, total_steps: int, quiet: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        resume_step: int,
+        total_steps: int,
+        quiet: bool = False,
+        pace: Pace | None = None,
+    ):
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
@@ -102,7 +122,7 @@ class MetricsWriter:
         drop_rows(self._path, first)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first)
-        self._console = _Console(total_steps, quiet)
+        self._console = Console(pace or Pace(resume_step, total_steps), quiet)
 
     def write(self, row: dict[str, Any]) -> None:
         """One row: `step`, `split`, scalars, and under `time` what differs from run to run."""
@@ -121,87 +141,3 @@ class MetricsWriter:
         self._console.close()
         self._file.close()
         self._board.close()
-
-
-class _Console:
-    """A live table on a terminal, a plain line a row elsewhere."""
-
-    def __init__(self, total_steps: int, quiet: bool):
-        self._total, self._quiet = total_steps, quiet
-        self._live: Any = None
-        self._rows: list[dict[str, Any]] = []
-        if sys.stdout.isatty() and not quiet:
-            from rich.live import Live
-
-            self._live = Live(refresh_per_second=4, transient=False)
-            self._live.start()
-
-    def show(self, row: dict[str, Any]) -> None:
-        if self._live is not None:
-            self._rows = [*self._rows, row][-12:]
-            self._live.update(self._table())
-        elif not self._quiet:
-            print(plain_line(row, self._total), flush=True)
-
-    def say(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        elif not self._quiet:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def _table(self) -> Any:
-        from rich.table import Table
-
-        table = Table(title=f"{self._total:,} steps", expand=False)
-        for column in ("step", "split", "loss", "accuracy", "grad norm", "rate", "tokens/s"):
-            table.add_column(column, justify="right")
-        for row in self._rows:
-            times = row.get("time", {})
-            table.add_row(
-                f"{row['step']:,}",
-                row["split"],
-                *(_cell(row.get(n), f) for n, f in _CELLS),
-                _cell(times.get("tokens_per_s"), ",.0f"),
-            )
-        return table
-
-
-_CELLS = (("loss", ".4f"), ("accuracy", ".1%"), ("grad_norm", ".3f"), ("learning_rate", ".2e"))
-
-
-def plain_line(row: dict[str, Any], total_steps: int) -> str:
-    """One row as a line of text."""
-    labels = {"grad_norm": "grad", "learning_rate": "rate"}
-    parts = [f"step {row['step']:>{len(str(total_steps))}}/{total_steps} {row['split']:<10}"]
-    parts += [
-        f"{labels.get(name, name)} {_cell(row[name], style)}"
-        for name, style in _CELLS
-        if name in row
-    ]
-    speed = row.get("time", {}).get("tokens_per_s")
-    return "  ".join(parts + ([f"{speed:,.0f} tokens/s"] if speed else []))
-
-
-def _cell(value: Any, style: str) -> str:
-    return "" if value is None else format(value, style)
-
-
-def drop_rows(path: Path, first: int) -> None:
-    """Drop the rows of a JSONL file from step `first` on, which will be written again, and a torn
-    last line; replaces the file as a whole.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] < first:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))

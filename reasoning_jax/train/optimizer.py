@@ -11,7 +11,7 @@ import optax
 from optax import contrib
 
 from reasoning_jax import sharding
-from reasoning_jax.config import ConfigError, OptimizerConfig
+from reasoning_jax.config import ConfigError, OptimizerConfig, warmup_steps
 
 Schedule = Callable[[Any], Any]
 Mask = Mapping[str, bool]
@@ -24,7 +24,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     falls linearly over the last decay_fraction of the steps.
     """
     peak, end = config.learning_rate, config.learning_rate * config.final_fraction
-    rest = max(1, steps - config.warmup_steps)
+    rising = warmup_steps(config, steps)
+    rest = max(1, steps - rising)
     decay = max(1, round(steps * config.decay_fraction))
     shapes: dict[str, Schedule] = {
         "constant": optax.constant_schedule(peak),
@@ -32,10 +33,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
         "linear": optax.linear_schedule(peak, end, rest),
         "wsd": optax.linear_schedule(peak, end, decay, max(0, rest - decay)),
     }
-    if not config.warmup_steps:
+    if not rising:
         return shapes[config.schedule]
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, shapes[config.schedule]], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, peak, rising)
+    return optax.join_schedules([warmup, shapes[config.schedule]], [rising])
 
 
 def matching(patterns: Iterable[str], paths: Iterable[str], key: str) -> set[str]:
@@ -71,7 +72,13 @@ def make_optimizer(
       ConfigError
     """
     schedule = make_schedule(config, steps)
-    undecayed = matching(config.no_decay, shapes, "optimizer.no_decay")
+    try:
+        undecayed = matching(config.no_decay, shapes, "optimizer.no_decay")
+    except ConfigError:
+        # Of adapters alone nothing is a norm, a bias or an embedding; nobody asked for one.
+        if config.no_decay != OptimizerConfig().no_decay:
+            raise
+        undecayed = set()
     decayed: Mask = {path: path not in undecayed for path in shapes}
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     lr = optax.scale_by_learning_rate(schedule)

@@ -8,6 +8,7 @@ sums do not depend on their order, so neither does the hash on how arrays are sp
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,24 +30,42 @@ _LANES = (0x243F6A88, 0xB7E15162)
 
 def fold(tree: Any) -> UInt32[Array, " 2"]:
     """The hash of all leaves, in the order of the tree, as two 32-bit lanes. May be traced."""
-    lanes = [jnp.uint32(0), jnp.uint32(0)]
+    lanes = jnp.zeros(2, jnp.uint32)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = _bits(jnp.asarray(leaf))
-        place = _place(bits.shape)
-        for lane, start in enumerate(_LANES):
-            # Of the leaf's number and shape: the same bits in another shape are another leaf.
-            salt = np.uint32((start + _LEAF * (number + 1) + math.prod(bits.shape)) % 2**32)
-            mixed = _mix(_mix(bits ^ salt) + place)
-            lanes[lane] = lanes[lane] + mixed.sum(dtype=jnp.uint32)
+        lanes = lanes + _fold_leaf(jnp.asarray(leaf), jnp.uint32(_LEAF * (number + 1) % 2**32))
+    return lanes
+
+
+def _fold_leaf(leaf: jax.Array, number: Any) -> UInt32[Array, " 2"]:
+    bits = _bits(leaf)
+    place = _place(bits.shape)
+    lanes = []
+    for start in _LANES:
+        # Of the leaf's number and shape: the same bits in another shape are another leaf.
+        salt = number + np.uint32((start + math.prod(bits.shape)) % 2**32)
+        lanes.append(_mix(_mix(bits ^ salt) + place).sum(dtype=jnp.uint32))
     return jnp.stack(lanes)
 
 
-_jitted = jax.jit(fold)
+_jitted, _jitted_leaf = jax.jit(fold), jax.jit(_fold_leaf)
 
 
 def state_hash(tree: Any) -> str:
     """The hash of a tree of arrays as 16 hexadecimal digits. Waits for the device."""
-    high, low = np.asarray(jax.device_get(_jitted(tree)))
+    return _text(jax.device_get(_jitted(tree)))
+
+
+def of_leaves(leaves: Iterable[np.ndarray]) -> str:
+    """The `state_hash` of a tree of those leaves, of which one at a time is in memory."""
+    lanes = np.zeros(2, np.uint32)
+    for number, leaf in enumerate(leaves):
+        salt = np.uint32(_LEAF * (number + 1) % 2**32)
+        lanes = lanes + np.asarray(_jitted_leaf(leaf, salt))
+    return _text(lanes)
+
+
+def _text(lanes: Any) -> str:
+    high, low = np.asarray(lanes)
     return f"{int(high):08x}{int(low):08x}"
 
 

@@ -50,6 +50,9 @@ def make_gradients(config: Config, loss: Loss, trained: tuple[str, ...]) -> Grad
             for w, s, c in zip(mixture.weights, mixture.sums, counts)
         )
         tokens = (batch.segments > 0).sum().astype(jnp.float32)
+        if batch.model is not None:
+            # Rollouts are trained on, too.
+            tokens = tokens + (batch.model.segments > 0).sum().astype(jnp.float32)
         metrics = {**metrics, "tokens": Sum(tokens, jnp.float32(1))}
         return jnp.asarray(value), (metrics, mixture)
 

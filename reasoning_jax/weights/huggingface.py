@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, tokenizer.json and safetensors, in and out.
+"""Hugging Face folders: config.json, tokenizer.json and safetensors, as they are read.
 
 Reading never leaves the folder and never runs anything found there: pickled checkpoints (.bin, .pt)
 are refused, chat templates are text. Tensor names are those of transformers 4 and 5.
@@ -6,11 +6,8 @@ are refused, chat templates are text. Tensor names are those of transformers 4 a
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from reasoning_jax.config import ModelConfig
-from reasoning_jax.durable import sync
-from reasoning_jax.weights.config_json import family_of, from_config_json, to_config_json
+from reasoning_jax.vocab import Vocab
+from reasoning_jax.weights.config_json import from_config_json
 from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json, read_text, short
-from reasoning_jax.weights.layout import HUGGING_FACE, Tensors
+from reasoning_jax.weights.layout import Tensors
 from reasoning_jax.weights.tokenizer_settings import (
     Beside,
     end_ids,
@@ -37,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 _TYPES = ("F32", "F16", "BF16")
 
 # Prefixes that a language-model head's body carries, and a bare body does not.
-_PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
+PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
 _EMBEDDING = {"gpt2": "wte.weight"}  # else embed_tokens.weight
 _HEAD = "lm_head.weight"
 # What wrappers of torch put between the names of modules; no module of a model is called so.
@@ -64,6 +61,7 @@ class TokenizerFiles:
     token that is called so, `begin_id` the one before every prompt, if there is one.
     `chat_template` is a Jinja template from the weights' author: text, not to be trusted. `rows` is
     how many embedding rows all these ids need, `notes` what to tell of settings that have no place.
+    `vocab` is that of a model exported here.
     """
 
     tokenizer_json: str | None = None
@@ -74,6 +72,7 @@ class TokenizerFiles:
     rows: int = 0
     begin_id: int | None = None
     notes: tuple[str, ...] = ()
+    vocab: Vocab | None = None
 
 
 def read_config(folder: Path) -> tuple[str, ModelConfig]:
@@ -266,7 +265,7 @@ def _plain_names(
       WeightsError: the embedding has a prefix that some other tensor lacks.
     """
     bare = {name: _WRAPPERS.sub("", name) for name in names}
-    table, body = _embedding(family), _PREFIX[family]
+    table, body = _embedding(family), PREFIX[family]
     notes: tuple[str, ...] = ()
     fronts = {n.removesuffix(table) for n in bare.values() if n == table or n.endswith(f".{table}")}
     common = ""
@@ -327,130 +326,3 @@ def _open(path: Path) -> Any:
 
 def _exists(folder: Path, name: str) -> bool:
     return os.path.lexists(folder / name)
-
-
-def export(
-    folder: str | os.PathLike[str],
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    *,
-    family: str | None = None,
-    tokenizer_json: str | None = None,
-    eos_id: int | None = None,
-    bos_id: int | None = None,
-    pad_id: int | None = None,
-    chat_template: str | None = None,
-    max_shard_bytes: int = 5_000_000_000,
-    overwrite: bool = False,
-) -> Path:
-    """Write a folder that transformers loads, tensors in the type that they have.
-
-    The folder appears whole or not at all: it is written beside its place and renamed. With
-    `overwrite` an earlier model (a folder with a config.json) is replaced as a whole. All of
-    `params` must be on this process's devices.
-
-    Args:
-      family: a key of `config_json.FAMILIES`, to be told when `config` is not of that family.
-      max_shard_bytes: tensors are split over files of at most this size, or one tensor.
-
-    Raises:
-      WeightsError: no family expresses `config`, `params` are not its parameters, or the folder
-        holds something already.
-    """
-    folder = Path(folder).absolute()
-    if family not in (None, found := family_of(config)):
-        raise WeightsError(f"this model is of family {found}, not {family}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not overwrite:
-            raise WeightsError(
-                f"{folder} is not empty; give another folder (in Python, overwrite=True)"
-            )
-        if not (folder / "config.json").is_file():
-            raise WeightsError(f"{folder} holds no model and is not overwritten")
-    if chat_template is not None and tokenizer_json is None:
-        raise WeightsError("chat_template goes with tokenizer_json; got no tokenizer_json")
-    ids = {"eos_token_id": eos_id, "bos_token_id": bos_id, "pad_token_id": pad_id}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = workplace / "new", workplace / "old"
-    try:
-        new.mkdir()
-        dtype = _write_tensors(new, found, config, params, max_shard_bytes)
-        _write_json(new / "config.json", {**to_config_json(config, found, dtype), **ids})
-        if tokenizer_json is not None:
-            named = _tokenizer_config(tokenizer_json, ids, chat_template)
-            _write_text(new / "tokenizer.json", tokenizer_json)
-            _write_json(new / "tokenizer_config.json", named)
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-    return folder
-
-
-def _write_tensors(
-    folder: Path, family: str, config: ModelConfig, params: Mapping[str, Any], max_bytes: int
-) -> str:
-    """Write the shards and, for several, their index. Returns the embedding's dtype."""
-    from safetensors.numpy import save_file
-
-    from reasoning_jax.weights.assemble import disassemble
-
-    tensors = list(disassemble(config, HUGGING_FACE[family], params))
-    shards: list[list[int]] = [[]]
-    sizes = [int(np.prod(shape)) * dtype.itemsize for _, shape, dtype, _ in tensors]
-    filled = 0
-    for i, size in enumerate(sizes):
-        if shards[-1] and filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(i)
-        filled += size
-    weight_map = {}
-    for number, members in enumerate(shards, 1):
-        name = SINGLE
-        if len(shards) > 1:
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {}
-        for i in members:
-            plain, _, _, make = tensors[i]
-            prefix = "" if plain.startswith("lm_head") else _PREFIX[family]
-            arrays[prefix + plain] = make()
-        save_file(arrays, folder / name, metadata={"format": "pt"})
-        sync(folder / name)
-        weight_map |= dict.fromkeys(arrays, name)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        _write_json(folder / INDEX, index)
-    return tensors[0][2].name
-
-
-def _tokenizer_config(text: str, ids: Mapping[str, int | None], template: str | None) -> dict:
-    tokenizer = parse_tokenizer(text, "tokenizer_json")
-    named: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
-    for key, value in ids.items():
-        if value is not None:
-            token = tokenizer.id_to_token(value)
-            if token is None:
-                raise WeightsError(f"{key}={value} is not an id of tokenizer_json")
-            named[key.removesuffix("_id")] = token
-    return named if template is None else {**named, "chat_template": template}
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    sync(path)

@@ -1,11 +1,13 @@
 """From a config to the parts of a run: what a vocabulary of pairs brings with it."""
 
+import json
+
 import numpy as np
 import pytest
 
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
-from reasoning_jax.commands.assemble import _matches, assemble
+from reasoning_jax.commands.assemble import _matches, assemble, first_examples
 from reasoning_jax.vocab import Vocab, VocabError
 
 
@@ -89,3 +91,52 @@ def test_pairs_in_a_file_are_no_words_but_their_halves_are(tmp_path):
 def test_numbers_of_a_user_s_file_are_compared_without_commas(answer, text, right):
     # Catches: GSM answers such as 1,450,000 judged wrong; commas dropped from words.
     assert _matches(answer, "### ", text) == right
+
+
+def test_a_concept_of_prosqa_text_is_one_token_wherever_it_stands():
+    """The choice, an edge's end and the answer are one id; the text comes back to the letter.
+
+    Catches: `hilpus`, `hilpus.` and `hilpus?` as three words that share nothing.
+    """
+    config = C.to_dict(C.Config())
+    config["task"] = {"name": "prosqa", "n_nodes": 12, "min_hops": 2, "max_hops": 3}
+    config["vocab"]["kind"] = "word"
+    config["data"] |= {"seq_len": 256, "question_suffix": "\n", "answer_prefix": "### "}
+    assembly = assemble(K.from_dict(config))
+    vocab = assembly.vocab
+    assert vocab.codec.to_dict()["signs"] == ".?"
+    units = [vocab.encode(unit) for unit in assembly.task.noise_units()]
+    assert all(len(ids) == 1 for ids in units)
+    for example in first_examples(assembly.examples("train"), 20):
+        prompt, response = assembly.encoder.render(example)
+        assert vocab.decode(vocab.encode(prompt)) == prompt
+        assert vocab.decode(vocab.encode(response)) == response
+        (answer,) = vocab.encode(example.answer.split()[-1].rstrip("."))
+        assert vocab.encode(example.answer)[-2] == answer
+        assert answer in vocab.encode(prompt)
+    assert Vocab.from_dict(vocab.to_dict()) == vocab
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "told"),
+    [
+        ("word", "New  York", "writes the reference response '### New  York' as '### New York'"),
+        ("char", "New  York", None), ("word", "New York", None), ("word", "5.", None),
+        ("word", "1,000", None),
+    ],
+)  # fmt: skip
+def test_an_answer_that_the_vocabulary_cannot_write_is_refused(tmp_path, kind, answer, told):
+    """Catches: answers that no model could give, judged wrong for ever without a word."""
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"question": "Where?", "answer": answer})
+    path.write_text(row + "\n", encoding="utf-8")
+    config = C.to_dict(C.Config())
+    config["vocab"]["kind"] = kind
+    config["data"] |= {
+        "source": "jsonl", "path": str(path), "validation_path": str(path), "answer_prefix": "### ",
+    }  # fmt: skip
+    if told is None:
+        assemble(K.from_dict(config))
+        return
+    with pytest.raises(ValueError, match=told):
+        assemble(K.from_dict(config))

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from reasoning_jax.commands.sample import printable, read_prompts, strike_out
+from reasoning_jax.commands.sample import numbered, printable, read_prompts, strike_out
 from reasoning_jax.config import ConfigError
 from reasoning_jax.evaluate.completions import Completion, Prompt
 from reasoning_jax.vocab import ByteCodec, CharCodec, WordCodec, make_vocab
@@ -140,3 +140,15 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         file.truncate((64 << 20) + 1)
     with pytest.raises(ConfigError, match="is larger than 64 MiB"):
         read_prompts(str(path))
+
+
+def test_several_samples_are_numbered_and_set_apart():
+    """Catches: samples of many lines that run into each other."""
+    assert numbered(["a"], 1) == ["a"]
+    assert numbered(["a\nb"], 1) == ["a\nb"]
+    assert numbered(["a", "b"], 2) == ["1    a", "2    b"]
+    assert numbered(["a", "b"], 1) == ["1    a", "2    b"]
+    assert numbered(["a", "b", "c", "d"], 2) == ["1.1  a", "1.2  b", "2.1  c", "2.2  d"]
+    assert numbered(["a\nb", "c"], 2) == ["--- sample 1 ---", "a\nb", "", "--- sample 2 ---", "c"]
+    assert numbered(["a\nb", "c"], 1)[0] == "--- prompt 1 ---"
+    assert numbered(["a\nb", "c", "d", "e"], 2)[3] == "--- prompt 1, sample 2 ---"

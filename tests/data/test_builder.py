@@ -121,7 +121,10 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
         make(tmp_path, task=Doubles(space=4, fault="leak"))
     with pytest.raises(DataError, match="data of seed 5, train, must be JSON"):
         make(tmp_path, task=Doubles(fault="data"))
-    assert [path.name for path in tmp_path.iterdir()] == [".doubles.lock"]
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match="must be JSON"):
+        make(tmp_path / "new" / "folder", task=Doubles(fault="data"))
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """

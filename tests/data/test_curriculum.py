@@ -325,8 +325,8 @@ def test_the_published_rows():
 @pytest.mark.parametrize(
     ("data", "latent", "why"),
     [
-        ({"seq_len": 11}, {}, r"a row needs 12 columns, data.seq_len is 11"),
-        ({}, {"prompt_columns": 4}, r"a prompt needs 5 columns, latent.prompt_columns is 4"),
+        ({"seq_len": 11}, {}, r"an example needs 12 columns, data.seq_len is 11"),
+        ({}, {"prompt_columns": 4}, r"a prompt of 5 columns, latent.prompt_columns is 4"),
         ({"seq_len": 16}, {"prompt_columns": 10}, r"7 columns behind its prompt.*is 6"),
     ],
 )

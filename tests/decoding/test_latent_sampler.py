@@ -12,7 +12,7 @@ import pytest
 from reasoning_jax import sharding
 from reasoning_jax.config import SamplingConfig
 from reasoning_jax.config_objectives import THOUGHT_CONTROLS
-from reasoning_jax.decoding.rows import padded_batches, slots_of
+from reasoning_jax.decoding.rows import padded_batches, partnered, slots_of
 from reasoning_jax.decoding.sampler import (
     ALONE,
     ActionIds,
@@ -335,19 +335,33 @@ def reverse(slots):
 
 
 def test_thoughts_of_another_row_need_one(mesh):
-    """A last batch that is filled up ends in the prompt before it, so that its first row has that
-    one's thoughts and not its own.
+    """A row's donor has as many thoughts; a last batch that is filled up ends in the prompt before
+    it, so that its first row has that one's thoughts and not its own.
+
+    Catches: rows of unlike counts side by side, a row behind itself, places that are mixed up.
     """
     thinking = Thinking(THOUGHTS, "other_row")
-    (alone,) = padded_batches(PROMPTS[:1], 4, mesh)
-    with pytest.raises(ValueError, match="at least 2 prompts"):
-        completions.batch_slots(alone, thinking, mesh)
-    *_, last = padded_batches(PROMPTS[:5], 4, mesh)
-    assert (last.begin, last.count) == (4, 1)
-    assert np.asarray(last.ids)[-1, : last.length[-1]].tolist() == PROMPTS[3]
-    assert completions.batch_slots(last, thinking, mesh).count.tolist()[-1] == PROMPTS[3].count(
-        LATENT
-    )
+    counts = [p.count(LATENT) for p in PROMPTS]
+    assert partnered(counts) == [0, 2, 3, 4, 5, 6, 7]
+    for prompts in (PROMPTS[:2], PROMPTS):
+        with pytest.raises(ValueError, match="another one with as many thoughts"):
+            list(completions._batches(prompts, 4, mesh, thinking))
+    (mixed, *_) = padded_batches(PROMPTS, 4, mesh)
+    with pytest.raises(ValueError, match="as many thoughts"):
+        completions.batch_slots(mixed, thinking, mesh)
+    prompts = [PROMPTS[i] for i in partnered(counts)]
+    seen = []
+    for batch, places in completions._batches(prompts, 2, mesh, thinking):
+        seen += places
+        ids, length = np.asarray(batch.ids), np.asarray(batch.length)
+        rows = [ids[i, : length[i]].tolist() for i in range(len(ids))]
+        assert rows[: batch.count] == [prompts[i] for i in places]
+        for i, row in enumerate(rows[: batch.count]):
+            assert rows[i - 1] != row
+            assert rows[i - 1].count(LATENT) == row.count(LATENT)
+        slots = completions.batch_slots(batch, thinking, mesh)
+        assert slots is None or len(set(slots.count.tolist())) == 1
+    assert sorted(seen) == list(range(len(prompts)))
 
 
 def test_the_probability_of_a_backspace_behind_thoughts(params, mesh, want):
@@ -372,6 +386,8 @@ def test_the_probability_of_a_backspace_behind_thoughts(params, mesh, want):
 def test_a_mesh_changes_nothing(params, control):
     """Rows over four groups of devices, heads over two."""
     thinking = Thinking(THOUGHTS, control)
+    counts = [p.count(LATENT) for p in PROMPTS]
+    prompts = [PROMPTS[i] for i in partnered(counts)] if control == "other_row" else PROMPTS
     one = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     mesh = sharding.make_mesh(2, 2, 2)
     found = []
@@ -379,7 +395,7 @@ def test_a_mesh_changes_nothing(params, control):
         with jax.set_mesh(m):
             found.append(
                 completions.next_token_log_probs(
-                    placed(params, m), None, MODEL, PROMPTS, jax.random.key(0), 8, m, thinking
+                    placed(params, m), None, MODEL, prompts, jax.random.key(0), 8, m, thinking
                 )
             )
     np.testing.assert_allclose(found[1], found[0], atol=3e-5)

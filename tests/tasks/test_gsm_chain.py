@@ -126,7 +126,7 @@ def test_too_few_chains_are_told():
         make_task("gsm_chain", operations=("div",), min_steps=8, max_steps=8).problem(0)
 
 
-def test_an_answer_is_right_whatever_its_commas_and_no_more():
+def test_an_answer_is_right_with_commas_between_its_thousands_and_no_more():
     task = make_task("gsm_chain", min_steps=1, max_number=5000, max_value=10**6)
     problem = next(p for p in map(task.problem, range(100)) if len(p.answer) == 4)
     answer = problem.answer
@@ -136,7 +136,9 @@ def test_an_answer_is_right_whatever_its_commas_and_no_more():
         assert task.verify(problem, response).parsed == answer
     told = {
         "": "empty",
-        ",": "empty",
+        ",": "not a number alone",
+        f"{answer[:2]},{answer[2:]}": "not a number alone",
+        f"{answer},": "not a number alone",
         f"{answer} dollars": "not a number alone",
         f"{answer}\n{answer}": "not a number alone",
         f"#### {answer}": "not a number alone",

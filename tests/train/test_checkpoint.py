@@ -222,8 +222,13 @@ def test_the_state_itself_is_hashed_too(three_steps, tmp_path, monkeypatch):
     shutil.copytree(three_steps, tmp_path / "now")
     shutil.rmtree(tmp_path / "now" / "6" / "params")
     shutil.copytree(tmp_path / "now" / "4" / "params", tmp_path / "now" / "6" / "params")
-    manifest.write(tmp_path / "now" / "6", 6)
+    manifest.write(tmp_path / "now" / "6", 6, manifest.arrays(three_steps / "6"))
     assert Checkpoints(tmp_path / "now").verify(6) == []
+    # What restoring finds, `checkpoint verify` finds.
+    assert Checkpoints(tmp_path / "now").verify(6, values=True) == [
+        "params: what is read is not what was saved (state hash)"
+    ]
+    assert Checkpoints(tmp_path / "now").verify(4, values=True) == []
     used, damaged = restored(tmp_path / "now")
     assert used == 4
     assert "not what was saved" in damaged[6][-1]

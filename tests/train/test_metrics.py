@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ import tensorboardX
 from reasoning_jax import durable
 from reasoning_jax.objectives.masked import Sum
 from reasoning_jax.train import metrics
-from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch, plain_line
+from reasoning_jax.train.console import plain_line
+from reasoning_jax.train.metrics import MetricSums, MetricsWriter, Stopwatch
 
 
 def step_sums(rng):
@@ -153,10 +155,11 @@ def test_values_that_are_not_finite_are_written_and_not_plotted(tmp_path, monkey
 
 def test_the_line_of_a_row():
     full = row(20, accuracy=0.123, grad_norm=2.5, learning_rate=1e-3, tokens=9)
-    line = plain_line(full | {"loss": 0.5, "time": {"tokens_per_s": 12345.6}}, 1000)
+    times = {"tokens_per_s": 12345.6, "remaining_s": 75.2}
+    line = plain_line(full | {"loss": 0.5, "time": times}, 1000)
     assert line == (
         "step   20/1000 train       loss 0.5000  accuracy 12.3%  grad 2.500  rate 1.00e-03  "
-        "12,346 tokens/s"
+        "12,346 tokens/s  1:15 left"
     )
     assert plain_line({"step": 3, "split": "validation", "loss": math.nan}, 9) == (
         "step 3/9 validation  loss nan"
@@ -176,7 +179,7 @@ def test_off_a_terminal_a_row_is_a_line_unless_quiet(tmp_path, capsys):
 
 def test_on_a_terminal_text_is_text(tmp_path, monkeypatch, capsys):
     # Catches: a folder's name read as markup, and an error raised for it.
-    monkeypatch.setattr(metrics.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     writer = MetricsWriter(tmp_path, 0, 10)
     writer.write(row(2, accuracy=0.5, learning_rate=None))
     writer.say("resumed from [/runs] and [red]")

@@ -217,6 +217,12 @@ def test_the_loss_is_the_objective_of_every_state_alone(case, backspace):
     # At step 3, beta is half way from 1 to 0.2.
     np.testing.assert_allclose(metrics["beta"], 0.6, rtol=1e-6)
     np.testing.assert_allclose(value, 0.6 * metrics["loss_bc"] + 0.4 * want, rtol=2e-5)
+    # Every action of the data weighs gamma^time, scaled, in 0.4 of the whole.
+    scale = sequencematch.loss_scale(0.9, match.horizon)
+    discounts = np.where(data.acts, 0.9 ** np.asarray(data.time, float), 0.0)
+    weight = 0.4 * scale * discounts.sum() / data.terminal.sum()
+    np.testing.assert_allclose(metrics["weight_sm"], weight, rtol=1e-5)
+    np.testing.assert_allclose(metrics["share_sm"], weight / (0.6 + weight), rtol=1e-5)
     np.testing.assert_allclose(metrics["value_start_data"], start.mean(), rtol=2e-5)
     np.testing.assert_allclose(metrics["value_start_model"], model_start.mean(), rtol=2e-5)
     for side, values in (("data", expert), ("model", own)):
@@ -460,8 +466,15 @@ def training(shape, steps=6):
         program = make_program(config, assembly.model, assembly.ids)
         state, source = fresh_state(program, mesh), make_source(assembly, mesh)
         values = []
-        for _ in range(steps):
-            state, metrics = program.step(state, source.next(state))
+        for step in range(steps):
+            batch = source.next(state)
+            # Every second step behind bc_steps samples; its seconds are told apart, once.
+            assert [*source.seconds()] == ["rollout"] * (step % 2)
+            assert source.seconds() == {}
+            sides = [batch] if batch.model is None else [batch, batch.model]
+            state, metrics = program.step(state, batch)
+            trained_on = sum(int((np.asarray(side.segments) > 0).sum()) for side in sides)
+            assert float(metrics["tokens"].value) == trained_on
             values.append(float(metrics["loss"].mean()))
         return values, source.arrays(), program.step._cache_size()
 

@@ -8,8 +8,10 @@ import signal
 import pytest
 
 from reasoning_jax.commands import train as command
+from reasoning_jax.commands.runfolder import read_horizon
 from reasoning_jax.config import ConfigError
 from reasoning_jax.data.pipeline import SupervisedSource
+from reasoning_jax.rl import horizon
 from reasoning_jax.rl.matched import MatchedSource
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from tests.faults.harness import assert_same, everything_in, metrics_of
@@ -51,9 +53,11 @@ def test_a_run_with_rollouts_resumes_as_if_unbroken(tmp_path, monkeypatch, paire
     """Stopped after step 1 (in the bc phase), 2 (right before the first refresh), 3 (right after
     it), 4 (between two) and 7 (inside a logging interval of 3).
 
-    Catches: a buffer, a counter or a key that starts anew; a buffer saved while it changes.
+    Catches: a buffer, a counter or a key that starts anew; a buffer saved while it changes; a
+    horizon that is measured again.
     """
     config = matching_run(
+        sequencematch={"horizon": "auto"},
         train={"steps": 9, "log_every_steps": 3, "checkpoint_every_steps": 100},
         replay={"sample_every_steps": 3, "noise_rate": 0.1, "paired_prompts": paired},
     )
@@ -63,8 +67,12 @@ def test_a_run_with_rollouts_resumes_as_if_unbroken(tmp_path, monkeypatch, paire
         with monkeypatch.context() as patch:
             preempt_after(patch, stop, MatchedSource)
             assert command.train(config, tmp_path / "broken", [], quiet=True) == 42
+        # As if the data were measured otherwise by now: the run keeps its number.
+        monkeypatch.setattr(horizon, "measure", lambda *_: horizon.Lengths(40.0, 40.0, 1))
     assert command.train(config, tmp_path / "broken", [], quiet=True) == 0
     assert_same(tmp_path / "unbroken", tmp_path / "broken", 9)
+    saved = [read_horizon(tmp_path / name) for name in ("unbroken", "broken")]
+    assert saved[0] == saved[1] != 40
     arrays, _, _ = everything_in(tmp_path / "broken", 9)
     assert len([path for path in arrays if "replay" in path]) == 8
     assert arrays["['replay']['pushed']"] == 24

@@ -199,9 +199,10 @@ def test_export_is_whole_or_absent(tmp_path, monkeypatch):
         weights.export(folder, model.config, model.params, overwrite=True)
     monkeypatch.undo()
     assert (folder / "model.safetensors").read_bytes() == before
-    (folder / "stale.txt").write_text("x")
+    (folder / "notes.txt").write_text("x")
     weights.export(folder, model.config, model.params, overwrite=True)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("x")
