@@ -284,7 +284,8 @@ def test_the_settings_of_gguf(tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [n for n in HONOURED if n not in (
     # Specials in a text are its letters here, and what decides about bos is transformers 4's.
-    "a token that is made special",
+    # transformers draws a dropout, and takes its own keys' values.
+    "a token that is made special", "by chance", "harmless",
     *(n for n, case in HONOURED.items() if case[4] == TOLD),
 )])  # fmt: skip
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
