@@ -71,6 +71,7 @@ KINDS = {
         vocab={"kind": "word"}, noise={"source": "random"},
         data={"source": "jsonl", "path": str(words_file(folder)), "seq_len": 32,
               "question_suffix": "\n", "answer_prefix": "### "},
+        sampling={"max_actions": 8},
     ),
     "word with thoughts": lambda folder: thinking_run(
         vocab={"kind": "word", "backspace": False, "latent": True},
@@ -331,34 +332,32 @@ def test_adapters_beside_their_base(tmp_path, capsys):
     """PEFT's matrices give the merged weights; given back, the folder says what is not read."""
     from safetensors.numpy import load_file
 
-    for name in ("gpt2", "qwen3"):
-        folder = tmp_path / name
-        base = folders.write_folder(name, folder / "base")
-        config = of_weights(base, lora={"rank": 2, "alpha": 3.0})
-        _, params, out = exported(folder, config, "--adapters=beside")
-        plain = load_file(out / "model.safetensors")
-        go = ("export", f"--workdir={folder / 'run'}", f"--out={folder / 'merged'}")
-        assert rj(*go, "--adapters=merge") == 0
-        merged = load_file(folder / "merged" / "model.safetensors")
-        tensors = load_file(out / "adapter" / "adapter_model.safetensors")
-        about = json.loads((out / "adapter" / "adapter_config.json").read_text())
-        changed = 0
-        for key, value in plain.items():
-            place = f"base_model.model.{key.removesuffix('.weight')}"
-            update = np.zeros_like(value)
-            if f"{place}.lora_A.weight" in tensors:
-                a, b = (tensors[f"{place}.lora_{x}.weight"] for x in "AB")
-                (target,) = [t for t in about["target_modules"] if place.endswith(f".{t}")]
-                r = about["rank_pattern"].get(target, about["r"])
-                assert a.shape[0] == b.shape[1] == r
-                update = b @ a * (about["alpha_pattern"].get(target, about["lora_alpha"]) / r)
-                update = update.T if about["fan_in_fan_out"] else update
-                changed += 1
-            np.testing.assert_allclose(value + update, merged[key], atol=1e-5, err_msg=key)
-        assert changed == len(tensors) // 2 == 2 * len(about["target_modules"])
-        assert_same(weights.load(out, vocab_rows=264).params, params["model"])
-        notes = assemble(of_weights(out)).notes
-        assert any("adapters" in note and "not read" in note for note in notes)
+    base = folders.write_folder("gpt2", tmp_path / "base")
+    config = of_weights(base, lora={"rank": 2, "alpha": 3.0})
+    _, params, out = exported(tmp_path, config, "--adapters=beside")
+    plain = load_file(out / "model.safetensors")
+    go = ("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'merged'}")
+    assert rj(*go, "--adapters=merge") == 0
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    tensors = load_file(out / "adapter" / "adapter_model.safetensors")
+    about = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    changed = 0
+    for key, value in plain.items():
+        place = f"base_model.model.{key.removesuffix('.weight')}"
+        update = np.zeros_like(value)
+        if f"{place}.lora_A.weight" in tensors:
+            a, b = (tensors[f"{place}.lora_{x}.weight"] for x in "AB")
+            (target,) = [t for t in about["target_modules"] if place.endswith(f".{t}")]
+            r = about["rank_pattern"].get(target, about["r"])
+            assert a.shape[0] == b.shape[1] == r
+            update = b @ a * (about["alpha_pattern"].get(target, about["lora_alpha"]) / r)
+            update = update.T if about["fan_in_fan_out"] else update
+            changed += 1
+        np.testing.assert_allclose(value + update, merged[key], atol=1e-5, err_msg=key)
+    assert changed == len(tensors) // 2 == 2 * len(about["target_modules"])
+    assert_same(weights.load(out, vocab_rows=264).params, params["model"])
+    notes = assemble(of_weights(out)).notes
+    assert any("adapters" in note and "not read" in note for note in notes)
 
 
 def test_a_mesh_exports_what_one_device_does(tmp_path, monkeypatch):
@@ -366,7 +365,8 @@ def test_a_mesh_exports_what_one_device_does(tmp_path, monkeypatch):
     monkeypatch.undo()  # all eight devices
     base = folders.write_folder("gpt2", tmp_path / "base")
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    config = of_weights(base, lora={"rank": 2}, mesh=mesh)
+    lora = {"rank": 2, "targets": ("layers/attention/query", "layers/mlp/up")}
+    config = of_weights(base, lora=lora, mesh=mesh)
     _, params, out = exported(tmp_path, config)
     merged = jax.device_get(merge(params["model"], adapters(params, config)))
     for path, value in spec.flatten(weights.load(out).params).items():
