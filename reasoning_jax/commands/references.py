@@ -31,7 +31,12 @@ def check_reference(encoder: Encoder, judge: Any, example: Example) -> None:
     written = encoder.vocab.decode(encoder.vocab.encode_output(response))
     if written != response and not judge(written):
         raise ConfigError(
-            f"the vocabulary writes the reference response {response[:60]!r} as {written[:60]!r}, "
+            f"the vocabulary writes the reference response {_shown(response)} as {_shown(written)}, "
             "which is not judged right, so that no model could answer it;\n"
             'write single blanks in the file, or use vocab.kind="char" or "byte"'
         )
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text with its blanks to be seen: a message may join several to one."""
+    return repr(text[:60]).replace(" ", "\u2423")

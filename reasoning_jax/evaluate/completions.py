@@ -86,7 +86,8 @@ def complete(
         return []
     ids, group = ActionIds.of(vocab, floor_masked), samples_per_prompt
     searches = sampling.method == "contrastive"
-    if searches or (thinking is not None and thinking.control in ALONE):
+    alone = thinking is not None and thinking.control in ALONE
+    if searches or alone:
         prompts, group = [p for p in prompts for _ in range(group)], 1
         batches = _batches([p.ids for p in prompts], batch_rows, mesh, thinking)
     else:
@@ -95,7 +96,10 @@ def complete(
     sampler = (
         make_contrastive_sampler(config, sampling, ids)
         if searches
-        else make_sampler(config, sampling, ids, thinking=thinking, batch_rows=batch_rows)
+        # A batch may have more rows than asked for: what fills it up, and what the devices divide.
+        else make_sampler(
+            config, sampling, ids, thinking=thinking, batch_rows=0 if alone else batch_rows
+        )
     )
     done: list[Completion] = []
     order: list[int] = []

@@ -244,7 +244,8 @@ def _merged_rope(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             key = "rope_type" if spelt == "type" else spelt
             if value is None:
                 continue
-            if merged.setdefault(key, value) != value:
+            known = merged.setdefault(key, value)
+            if known is not value and known != value:
                 raise WeightsError(
                     f"{source}: {name} says {key}={short(value)}, elsewhere {key}="
                     f"{short(merged[key])}; keep one of them"

@@ -166,10 +166,6 @@ class GgufFile:
         with np.errstate(all="ignore"):
             return kind.dequantise(blocks).reshape(info.shape)
 
-    def is_read(self, tensor: TensorInfo) -> bool:
-        """Whether the values of a tensor of this type can be read."""
-        return tensor.type in _TYPES
-
     def check_types(self, ignored: str) -> None:
         """Raises WeightsError naming the first tensor of a type that is not read, unless its whole
         name matches the expression `ignored`.

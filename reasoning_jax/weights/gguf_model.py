@@ -18,8 +18,8 @@ from reasoning_jax.config import ModelConfig
 from reasoning_jax.weights.config_json import FAMILIES, checked
 from reasoning_jax.weights.files import WeightsError, field, short
 from reasoning_jax.weights.gguf import GgufFile
-from reasoning_jax.weights.huggingface import TokenizerFiles, parse_tokenizer
-from reasoning_jax.weights.tokenizer_settings import begin_template, end_note
+from reasoning_jax.weights.huggingface import TokenizerFiles
+from reasoning_jax.weights.tokenizer_settings import begin_template, end_note, parse_tokenizer
 
 # Keys of "{architecture}." that are read, and keys that change nothing where they have this value.
 _READ = {
@@ -205,7 +205,7 @@ def _read_rope_table(file: GgufFile, theta: float, head_dim: int) -> dict[str, A
     if info is None:
         return {}
     half = max(head_dim // 2, 1)
-    if info.shape == (half,) and file.is_read(info):
+    if info.shape == (half,):
         table = np.asarray(file.read(_ROPE_TABLE), np.float64)
         factor = _shortest(float(table.max()))
         wavelength = 2 * np.pi * theta ** (np.arange(half) / half)

@@ -16,12 +16,18 @@ from typing import Any
 import numpy as np
 
 from reasoning_jax.config import ModelConfig
-from reasoning_jax.tokenizer_json import TokenizerError, parse_tokenizer_json
 from reasoning_jax.vocab import Vocab
 from reasoning_jax.weights.config_json import from_config_json
 from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json, read_text, short
 from reasoning_jax.weights.layout import Tensors
-from reasoning_jax.weights.tokenizer_settings import Beside, end_ids, end_note, settle, token_text
+from reasoning_jax.weights.tokenizer_settings import (
+    Beside,
+    end_ids,
+    end_note,
+    parse_tokenizer,
+    settle,
+    token_text,
+)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -126,13 +132,11 @@ def _beside(folder: Path) -> Beside:
 def _settled(
     text: str | None, beside: Beside, source: str, chat_template: str | None = None
 ) -> TokenizerFiles:
-    tokenizer = parse_tokenizer(text, source)
     ends = end_ids(beside, source)
-    begin, notes = None, ()
+    tokenizer, begin, notes = None, None, ()
     if text is not None:
-        settled = settle(text, tokenizer, beside, source)
-        if settled.text != text:
-            text, tokenizer = settled.text, parse_tokenizer(settled.text, source)
+        settled = settle(text, parse_tokenizer(text, source), beside, source)
+        text, tokenizer = settled.text, settled.tokenizer
         begin, notes = settled.begin_id, settled.notes
     names, config = beside.names(), dict(beside.config)
     if config.get("eos_token_id") is None and ends:
@@ -161,16 +165,6 @@ def _chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
     if template is not None and not isinstance(template, str):
         raise WeightsError(f"{folder}: chat_template must be text, got {short(template)}")
     return template
-
-
-def parse_tokenizer(text: str | None, source: str) -> Any:
-    """A `tokenizers.Tokenizer`, or None for None. Raises WeightsError on text that is not one."""
-    if text is None:
-        return None
-    try:
-        return parse_tokenizer_json(text)
-    except (TokenizerError, UnicodeEncodeError, TypeError) as error:
-        raise WeightsError(f"{source}: not a tokenizer ({short(str(error))})") from None
 
 
 def _special_id(

@@ -79,11 +79,12 @@ def fill_rows(leaf: np.ndarray, axis: int, copies: Mapping[int, int | None], sto
       WeightsError: an entry to copy that is not among those.
     """
     table = np.moveaxis(leaf, axis, 0)
+    mean = table[:stored].mean(0, dtype=np.float32)
     for row, other in copies.items():
         if not 0 <= row < len(table):
             raise WeightsError(f"row {row} is none of the {len(table)} of the vocabulary")
         if other is None:
-            table[row] = table[:stored].mean(0, dtype=np.float32)
+            table[row] = mean
         elif 0 <= other < stored:
             table[row] = table[other]
         else:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasoning_jax.tokenizer_json import TokenizerError, frame
+from reasoning_jax.tokenizer_json import TokenizerError, frame, parse_tokenizer_json
 from reasoning_jax.weights.files import MAX_INTEGER, WeightsError, short
 from reasoning_jax.weights.tokenizer_class import built_class, class_note
 
@@ -87,11 +87,13 @@ class Beside:
 
 @dataclass(frozen=True)
 class Settled:
-    """A tokenizer.json with the settings beside it written in. `begin_id`: the id that stands
-    before every prompt. `notes`: what was not honoured, and where transformers differs.
+    """A tokenizer.json with the settings beside it written in, and the `tokenizers.Tokenizer` of
+    it. `begin_id`: the id that stands before every prompt. `notes`: what was not honoured, and
+    where transformers differs.
     """
 
     text: str
+    tokenizer: Any
     begin_id: int | None
     notes: tuple[str, ...]
 
@@ -115,7 +117,22 @@ def settle(text: str, tokenizer: Any, beside: Beside, source: str) -> Settled:
     notes += _unread(named)
     if any(changed) or rewritten:
         text = json.dumps(values, ensure_ascii=False)
-    return Settled(text, begin, tuple(f"{source}: {note}" for note in notes))
+        tokenizer = parse_tokenizer(text, source)
+        for entry in values["added_tokens"]:
+            if _id_of(tokenizer, entry["content"]) != entry["id"]:
+                raise WeightsError(
+                    f"{source}: the added token {short(entry['content'])} cannot get id "
+                    f"{entry['id']}; make tokenizer.json and the files beside it agree"
+                )
+    return Settled(text, tokenizer, begin, tuple(f"{source}: {note}" for note in notes))
+
+
+def parse_tokenizer(text: str, source: str) -> Any:
+    """A `tokenizers.Tokenizer`. Raises WeightsError on text that is not one."""
+    try:
+        return parse_tokenizer_json(text)
+    except (TokenizerError, UnicodeEncodeError, TypeError) as error:
+        raise WeightsError(f"{source}: not a tokenizer ({short(str(error))})") from None
 
 
 def token_text(value: Any, key: str, source: str) -> str | None:

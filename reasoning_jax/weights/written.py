@@ -20,9 +20,10 @@ from reasoning_jax.config import ModelConfig
 from reasoning_jax.durable import share, sync
 from reasoning_jax.weights.config_json import family_of, to_config_json
 from reasoning_jax.weights.files import MAX_BYTES, WeightsError, inside, read_json
-from reasoning_jax.weights.huggingface import INDEX, PREFIX, SINGLE, parse_tokenizer
+from reasoning_jax.weights.huggingface import INDEX, PREFIX, SINGLE
 from reasoning_jax.weights.layout import HUGGING_FACE
 from reasoning_jax.weights.peft import CONFIG, FOLDER, TENSORS, Adapter
+from reasoning_jax.weights.tokenizer_settings import parse_tokenizer
 
 # Tensors of an earlier export, which would be read beside new ones.
 _STALE = re.compile(

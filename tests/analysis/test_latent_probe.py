@@ -193,8 +193,9 @@ def test_text_candidates_are_concepts_as_subjects_and_names_have_no_value(one_de
     prompt = lp.context(subject, case, 0, answering=False)
     root, node = case.dag.symbols[case.dag.root], case.dag.symbols[case.dag.target]
     asked = [*prompt, *subject.vocab.encode(f"{root} is a")]
-    row = plain_log_probs(subject, asked)
-    want = row[len(asked) - 1, subject.vocab.encode(f"{node}.")[0]]
+    word, stop = subject.vocab.encode(f"{node}.")
+    row = plain_log_probs(subject, [*asked, word])
+    want = row[len(asked) - 1, word] + row[len(asked), stop]
     assert np.log(start[case.dag.target]) == pytest.approx(want, abs=1e-4)
 
 

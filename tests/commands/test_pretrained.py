@@ -2,15 +2,18 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning_jax import sharding, vocab
+from reasoning_jax import sharding, vocab, weights
+from reasoning_jax.commands import room
 from reasoning_jax.commands.assemble import assemble
 from reasoning_jax.commands.pretrained import feature_model, load_pretrained, with_backspace_row
+from reasoning_jax.config import ConfigError, SamplingConfig
 from reasoning_jax.config_check import from_dict
 from reasoning_jax.model import attention, readout, spec, transformer
 from tests.small import LLAMA, init, tiny_run
@@ -119,6 +122,117 @@ def test_the_feature_model_is_the_trained_one_by_default():
 
 def test_without_weights_nothing_is_loaded():
     assert load_pretrained(assemble(tiny_run()), sharding.make_mesh()) is None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny untied model over bytes, "<<" and two specials, of 64 positions."""
+    from tokenizers import pre_tokenizers
+
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = {text: i for i, text in enumerate([*letters, "<<"])}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    text = json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+        "pre_tokenizer": level, "post_processor": None, "decoder": level,
+        "added_tokens": [{"id": 257 + i, "content": c, "special": True, **flags}
+                         for i, c in enumerate(("<s>", "</s>"))],
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "vocab": ids,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False, "merges": [["<", "<"]]},
+    })  # fmt: skip
+    model = dataclasses.replace(MODELS["untied"], vocab_size=259, max_positions=64)
+    params = jax.device_get(init(model))
+    out = tmp_path_factory.mktemp("weights") / "m"
+    return weights.export(out, model, params, tokenizer_json=text, eos_id=258, bos_id=257)
+
+
+def run_of(folder, named=None, **sections):
+    """A run from the folder, `named` set in its tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    values = {"bos_token": "<s>", "eos_token": "</s>", **(named or {})}
+    path.write_text(json.dumps(values))
+    base = {
+        "weights": {"path": str(folder)}, "vocab": {"kind": "weights"},
+        "task": {"name": "arithmetic", "max_digits": 2},
+        "data": {"seq_len": 48, "train_problems": 50, "question_suffix": " "},
+        "sampling": {"max_actions": 8}, "evaluate": {"problems": 4},
+    }  # fmt: skip
+    merged = {name: {**base.get(name, {}), **sections.get(name, {})} for name in base | sections}
+    return assemble(from_dict(merged))
+
+
+def test_prompts_begin_as_the_settings_say(folder):
+    plain, told = run_of(folder), run_of(folder, {"add_bos_token": True})
+    assert plain.encoder.prompt_ids("Hi")[0] != 257
+    assert told.encoder.prompt_ids("Hi") == [257, *plain.encoder.prompt_ids("Hi")]
+    assert any("add_bos_token=true decides" in note for note in told.notes)
+    both = run_of(folder, {"add_bos_token": True, "bos_token": "</s>"})
+    assert both.encoder.prompt_ids("Hi") == [258, *plain.encoder.prompt_ids("Hi")]
+    assert both.encoder.response_ids("1")[-1] == 258
+
+
+def test_the_feature_model_reads_the_settings_too(folder, capsys):
+    # Catches: a second reader of tokenizers that knows nothing of what stands beside them.
+    run_of(folder, {"add_bos_token": True, "swap_letters": True})
+    config = tiny_run(evaluate={"mauve": True, "feature_weights": str(folder)})
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        chosen = feature_model(assemble(config), mesh)({})
+    assert chosen.vocab.bos_id == 257
+    assert "'swap_letters'" in capsys.readouterr().err
+
+
+def test_the_markers_of_thought_start_as_told(folder):
+    """As the mean or the row of one token, in both tables. Catches: a key that reaches nothing."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    stored = weights.load(folder).params
+    for rows in ("mean", "<<"):
+        assembly = run_of(folder, vocab={"kind": "weights", "latent": True, "backspace": False},
+                          weights={"path": str(folder), "latent_rows": rows})  # fmt: skip
+        with jax.set_mesh(mesh):
+            params = jax.device_get(load_pretrained(assembly, mesh))
+        markers = [assembly.vocab.specials[name] for name in vocab.LATENT_SPECIALS]
+        like = assembly.vocab.encode("<<")
+        assert len(like) == 1
+        for table, axis in (("tokens", 0), ("unembedding", 1)):
+            new, old = (
+                np.moveaxis(
+                    np.asarray((p["embedding"] if table == "tokens" else p)[table]), axis, 0
+                )
+                for p in (params, stored)
+            )
+            wanted = old.mean(0) if rows == "mean" else old[like[0]]
+            np.testing.assert_allclose(new[markers], np.tile(wanted, (3, 1)), atol=1e-6)
+    for rows, message in (("<<<", r"got 2 \('<<', '<'\)"), ("", "got 0"), ("\ud800", "surrogate")):
+        with pytest.raises(ConfigError, match=message):
+            run_of(folder, vocab={"kind": "weights", "latent": True},
+                   weights={"path": str(folder), "latent_rows": rows})  # fmt: skip
+    with pytest.raises(ConfigError, match=r"has no effect without vocab.latent"):
+        run_of(folder, weights={"path": str(folder), "latent_rows": "<<"})
+
+
+def test_positions_beyond_those_of_the_model_are_told(folder, capsys):
+    assert not any("beyond" in note for note in run_of(folder, data={"seq_len": 64}).notes)
+    notes = run_of(folder, data={"seq_len": 65}).notes
+    assert any("data.seq_len=65 is beyond the 64 positions" in note for note in notes)
+    model, sampling = run_of(folder).model, SamplingConfig(max_actions=10)
+    room._tell.cache_clear()
+    yarn = dataclasses.replace(
+        model, rope_scaling="yarn", rope_factor=2.0, rope_original_positions=64
+    )
+    for config, prompt, seq_len, said in (
+        (model, 54, 48, ""), (model, 55, 65, ""), (yarn, 100, 48, ""),
+        (dataclasses.replace(model, position="none"), 999, 48, ""),
+        (model, 55, 48, "55 tokens and up to 10 new ones pass the 64 positions"),
+        (yarn, 119, 48, "119 tokens and up to 10 new ones pass the 128 positions"),
+        (yarn, 119, 48, ""),
+    ):  # fmt: skip
+        room.tell_beyond(config, sampling, prompt, seq_len)
+        out, err = capsys.readouterr()
+        assert (out, bool(err)) == ("", bool(said))
+        assert said in err
 
 
 def pretrained_run(probability):

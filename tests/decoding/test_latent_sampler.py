@@ -364,6 +364,30 @@ def test_thoughts_of_another_row_need_one(mesh):
     assert sorted(seen) == list(range(len(prompts)))
 
 
+@pytest.mark.parametrize("control", ["other_row", pytest.param("noise", marks=pytest.mark.slow)])
+def test_completions_under_a_control_do_not_depend_on_the_batch(params, mesh, control):
+    """Every row of every batch size has the donor, or the noise, that it has in one batch.
+
+    Catches: a batch that is filled up taken for a queue, completions in the order of their counts.
+    """
+    thinking = Thinking(THOUGHTS, control)
+    taken = partnered([p.count(LATENT) for p in PROMPTS])
+    prompts = [completions.Prompt(tuple(PROMPTS[i]), len(PROMPTS[i]) - 1) for i in taken]
+    sampling = SamplingConfig(temperature=0.0, max_actions=3)
+    with jax.set_mesh(mesh):
+        one, two = (
+            completions.complete(
+                placed(params, mesh), None, MODEL, VOCAB, sampling, prompts, jax.random.key(0),
+                rows, mesh, thinking=thinking,
+            )
+            for rows in (64, 2)
+        )  # fmt: skip
+    assert [c.prompt for c in one] == [c.prompt for c in two] == prompts
+    for a, b in zip(one, two):
+        assert a.actions == b.actions
+        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-4)
+
+
 def test_the_probability_of_a_backspace_behind_thoughts(params, mesh, want):
     """Of rows with and without thoughts in one batch, before and behind the thoughts.
 

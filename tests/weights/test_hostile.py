@@ -101,6 +101,9 @@ MUTATIONS = {
     "config.json": mutate_json,
     "tokenizer.json": mutate_json,
     "tokenizer_config.json": mutate_json,
+    "special_tokens_map.json": mutate_json,
+    "added_tokens.json": mutate_json,
+    "generation_config.json": mutate_json,
     "model.safetensors.index.json": mutate_json,
     "model.safetensors": mutate_safetensors,
     "m.gguf": mutate_bytes,
@@ -126,8 +129,28 @@ def originals(kind: str, tmp_path) -> list:
                 tmp_path / f"{name}-sharded", model.config, model.params, max_shard_bytes=12_500
             )
         (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
-        named = {"eos_token": "<eos>", "bos_token": {"content": "<eos>"}, "chat_template": "{{x}}"}
+        named = {
+            "eos_token": "<eos>", "bos_token": {"content": "<eos>"}, "chat_template": "{{x}}",
+            "add_bos_token": True, "add_prefix_space": False, "tokenizer_class": "GPT2Tokenizer",
+            "additional_special_tokens": ["<eos>"],
+        }  # fmt: skip
+        flags = dict.fromkeys(("special", "lstrip", "rstrip", "normalized", "single_word"), False)
+        if kind == "tokenizer_config.json":
+            named["added_tokens_decoder"] = {"4": {"content": "aa", **flags}}
         (folder / "tokenizer_config.json").write_text(json.dumps(named))
+        (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<eos>"}))
+        (folder / "added_tokens.json").write_text(json.dumps({"aa": 4, "bb": 5}))
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 2]}))
+        if kind == "config.json" and name == "qwen2":
+            scaling = {
+                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                "beta_fast": 32, "beta_slow": 1, "mscale": 0.7, "mscale_all_dim": 1.0,
+                "truncate": False,
+            }  # fmt: skip
+            values = json.loads((folder / kind).read_text())
+            values |= {"rope_theta": 1e6, "rope_scaling": scaling}
+            del values["rope_parameters"]
+            (folder / kind).write_text(json.dumps(values))
         folders.append(folder)
     return folders
 
