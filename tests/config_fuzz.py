@@ -186,6 +186,7 @@ def wrong_type(rng, base):
         int: ("many", "1.5", "1e3", "True", "None", "(1,)", "", "3 4", "0.0", "nan", "--3", "1,2"),
         float: ("many", "None", "", "(1.0,)", "1..5", "1,5", "true", "0.1.2", "1e", "1 e5"),
         bool: ("maybe", "2", "None", "", "yes", "on", "-1", "1.0", "nan"),
+        int | str: ("many", "1.5", "auto2", "None", "1,2"),
         tuple[int, ...]: ("a", "(1,", "1.5", "1,b", "('a',)", "True", "None,", "{1:", "[1", "1;2"),
         tuple[str, ...]: ("1", "(1,2)", "('a',", "1.5,", "True", "('a', 1)", "(None,)"),
     }[kind]
