@@ -31,8 +31,8 @@ def check_reference(encoder: Encoder, judge: Any, example: Example) -> None:
     written = encoder.vocab.decode(encoder.vocab.encode_output(response))
     if written != response and not judge(written):
         raise ConfigError(
-            f"the vocabulary writes the reference response {_shown(response)} as {_shown(written)}, "
-            "which is not judged right, so that no model could answer it;\n"
+            f"the vocabulary writes the reference response {_shown(response)} as "
+            f"{_shown(written)}, which is not judged right, so that no model could answer it;\n"
             'write single blanks in the file, or use vocab.kind="char" or "byte"'
         )
 
