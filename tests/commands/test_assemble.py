@@ -120,7 +120,7 @@ def test_a_concept_of_prosqa_text_is_one_token_wherever_it_stands():
 @pytest.mark.parametrize(
     ("kind", "answer", "told"),
     [
-        ("word", "New  York", "response '###\u2423New\u2423\u2423York' as '###\u2423New\u2423York'"),
+        ("word", "New  York", "###\u2423New\u2423\u2423York' as '###\u2423New\u2423York'"),
         ("char", "New  York", None), ("word", "New York", None), ("word", "5.", None),
         ("word", "1,000", None),
     ],
