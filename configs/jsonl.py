@@ -8,8 +8,9 @@ File     JSONL, JSON, parquet, GSM8K, chats, each also packed: docs/data.md. A t
 Args     path, validation (a file of its own), steps (0: from the number of rows), seed, objective
          (bc, mle, sequencematch), weights (a Hugging Face folder or smollm2: fine-tunes that by
          LoRA), seq_len (0: the longest row)
-Time     printed at start as an estimate; 1,000 rows of 100 bytes took about 10 minutes on 2 cores
-Expect   on 1,000 rows of two sums in words: see docs/data.md
+Time     printed at start as an estimate
+Expect   word problems of two steps, made from a template: 1,000 rows gave an exact match of 0.48
+         on 99 held-out ones after 374 of 1,496 steps, 200 rows 0.21 on 19 after 600 (one seed)
 
 The values that follow from the file stand in the run's config.json as those of any other config.
 """
@@ -55,7 +56,7 @@ def get_config(arg: str = ""):
     config.sampling.temperature = 0.0
 
     rows = 4 if arg.weights else ROWS
-    steps = arg.steps or min(max(PASSES * found.train // rows, 600), 20_000)
+    steps = arg.steps or min(max(PASSES * found.train // rows, 300), 20_000)
     if arg.weights:
         steps = arg.steps or min(max(3 * found.train // rows, 20), 2000)
         config.weights.path = arg.weights

@@ -218,7 +218,9 @@ def not_finite(rng, base):
 
 
 def wrong_choice(rng, base):
-    key = rng.choice([k for k, (_, r) in LEAVES.items() if r.get("choices")])
+    # Of `horizon`, one word or a number, the refusal has words of its own.
+    keys = [k for k, (_, r) in LEAVES.items() if r.get("choices")]
+    key = rng.choice([k for k in keys if k != "sequencematch.horizon"])
     choices = LEAVES[key][1]["choices"]
     near = rng.choice(choices)
     value = rng.choice((typo(rng, near, choices), "???", "", near + " "))
@@ -462,6 +464,9 @@ TIED = {
     "lora.train_also", "mesh.data", "mesh.fsdp", "mesh.tensor", "sampling.method",
     "sampling.max_actions", "evaluate.pass_at_k", "evaluate.samples_per_problem",
     "evaluate.corrupt_also", "evaluate.corrupt_tokens", "evaluate.thoughts", "data.seq_len",
+    "sampling.contrastive_candidates", "sampling.contrastive_penalty", "evaluate.prompt_tokens",
+    "optimizer.decay_fraction", "optimizer.final_fraction", "model.attention", "lora.alpha",
+    "lora.targets", "optimizer.warmup_fraction", "optimizer.schedule", "optimizer.name",
     "evaluate.thought_controls", "evaluate.mauve", "evaluate.feature_weights",
 }  # fmt: skip
 _TIED_SECTIONS = ("sequencematch.", "replay.", "latent.")

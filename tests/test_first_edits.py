@@ -61,9 +61,10 @@ def edits(leaves):
         ("seed", 3), ("evaluate.problems", 1), ("evaluate.batch_rows", 4),
         ("train.log_every_steps", 1),
         ("train.evaluate_every_steps", 10), ("train.checkpoint_every_steps", 10),
-        ("evaluate.samples_per_problem", 1), ("evaluate.samples_per_problem", 3),
         ("optimizer.learning_rate", 1e-4), ("data.train_problems", 100),
     )  # fmt: skip
+    if leaves["data.source"] != "text":
+        yield from (("evaluate.samples_per_problem", 1), ("evaluate.samples_per_problem", 3))
     if not leaves["weights.path"]:
         heads = leaves["model.n_heads"]
         yield from (("model.n_layers", 1), ("model.d_model", 32), ("model.n_heads", 1))

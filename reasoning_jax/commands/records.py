@@ -217,7 +217,9 @@ def measure_data(assembly: Assembly, splits: Sequence[str] = ()) -> list[str]:
     if "train" in needed and config.data.source == "jsonl":
         notes += _fit_of_settings(assembly)
     if evaluated in needed and config.data.source != "text":
-        notes += _fewer_problems(assembly, evaluated) + _short_budget(assembly, evaluated)
+        notes += _fewer_problems(assembly, evaluated)
+        # What only reads a run may not sample at all.
+        notes += _short_budget(assembly, evaluated, refuse=not splits)
     return notes
 
 
@@ -250,8 +252,10 @@ def _fewer_problems(assembly: Assembly, split: str) -> list[str]:
     return [f"evaluate.problems={wanted}, the {split} split has {there:,}: these are evaluated"]
 
 
-def _short_budget(assembly: Assembly, split: str) -> list[str]:
-    """A note where reference answers are longer than what may be sampled. Raises ConfigError."""
+def _short_budget(assembly: Assembly, split: str, refuse: bool) -> list[str]:
+    """A note where reference answers are longer than what may be sampled; where all are and
+    `refuse`, a ConfigError.
+    """
     sampling, unit = assembly.config.sampling, assembly.sources.unit(split)
     most = sampling.max_actions
     if sampling.max_new_tokens:
@@ -267,7 +271,7 @@ def _short_budget(assembly: Assembly, split: str) -> list[str]:
         f"of {total:,} reference answers ({split} split) do not fit sampling.{key}="
         f"{getattr(sampling, key)}, the longest needs {longest} with <eos>"
     )
-    if long == total:
+    if long == total and refuse:
         raise ConfigError(
             f"all {told}, so that no sample can be right;\nset --config.sampling.{key}={longest} "
             "or more"

@@ -42,7 +42,7 @@ class RowFault(ValueError):
     needs = 0
 
     def __init__(self, reason: str, advice: str = "") -> None:
-        reason = " ".join(reason.split())
+        reason = reason.replace("\n", " ")
         cut = "" if len(reason) <= _REASON_CHARS else "..."
         self.reason, self.advice = reason[:_REASON_CHARS] + cut, advice
         super().__init__(self.reason)

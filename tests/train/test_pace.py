@@ -218,8 +218,10 @@ def test_throughput_is_that_of_a_clock(every, tmp_path, monkeypatch, quick_to_co
     first = trained[0][0]
     assert first["tokens"] / first["time"]["tokens_per_s"] < first["time"]["elapsed_s"]
     left = [row["time"]["remaining_s"] for row, _ in trained]
+    # At least the waits that are to come.
+    for row, seconds in zip(trained, left):
+        assert seconds >= (6 - row[0]["step"]) * WAIT_S * 0.9
     assert left[-1] == 0
-    assert left == sorted(left, reverse=True)
     saved = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert saved == rows
 

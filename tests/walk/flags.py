@@ -64,8 +64,8 @@ def _debugging(done: Done) -> bool:
 
 def _quiet(done: Done) -> bool:
     """Without a word about what the command is doing, of which there are some otherwise."""
-    told = "step 1/" in done.out or "parameters" in done.out or "on cpu" in done.err
-    return not told and "on cpu" in done.of(_PLAIN).err
+    told = "step 1/" in done.out or "parameters" in done.out or " x cpu" in done.err
+    return not told and " x cpu" in done.of(_PLAIN).err
 
 
 def _completions(done: Done) -> bool:
@@ -75,7 +75,7 @@ def _completions(done: Done) -> bool:
 _TRAIN = "train --config={config} --workdir={faulty} --faults=nan@loss:2 --quiet"
 _DEBUGGED = "train --config={config} --workdir={debugged} --debug"
 _PLAIN = "sample --workdir={run} --prompt=1+2= --samples=3"
-_EARLIER = "sample --workdir={run} --prompt=1+2= --samples=3 --checkpoint=1 --quiet"
+_EARLIER = "sample --workdir={run} --prompt=1+2= --samples=3 --checkpoint=1 --json --quiet"
 _JSON = "sample --workdir={run} --prompt=1+2= --samples=3 --json"
 _FILE = "sample --workdir={run} --prompt_file={prompts} --debug"
 _PROBE = "probe --workdir={thinking} --problem=1 --problems=3 --checkpoint=1 --out={probed} --quiet"
@@ -121,7 +121,7 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "sample --workdir": (_PLAIN, _says("1+2=")),
     "sample --prompt": (_PLAIN, _says("1+2=")),
     "sample --samples": (_PLAIN, lambda d: d.out.count("1+2=") == 3),
-    "sample --checkpoint": (_EARLIER, lambda d: d.out != d.of(_PLAIN).out),
+    "sample --checkpoint": (_EARLIER, lambda d: d.out != d.of(_JSON).out),
     "sample --quiet": (_EARLIER, _quiet),
     "sample --json": (_JSON, _completions),
     "sample --prompt_file": (_FILE, _says("3+4=", "5+6=")),
@@ -179,8 +179,9 @@ FLAGS: dict[str, tuple[str, Callable[[Done], bool]]] = {
     "sweep --list": (_LIST, lambda d: "seed=1" in d.out and not d.at("unswept").exists()),
     "reproduce --config": (
         "reproduce --config={experiment} --workdir={studied} --scale=gpu --quiet",
-        _says("finished already"),
+        _says("Walk (gpu)"),
     ),
+    "reproduce --list": ("reproduce --list", _says("walk/exp")),
     "reproduce --workdir": (_STUDY, _has("studied", "table.md")),
     "reproduce --scale": (_STUDY, _says("Walk (gpu)")),
     "reproduce --quiet": (_STUDY, _quiet),

@@ -40,9 +40,11 @@ def make(folder: Path) -> dict[str, Any]:
         words = rng.choices(("the", "cat", "sat", "on", "a", "mat", "then", "it", "ran"), k=150)
         (texts / f"{i}.txt").write_text(" ".join(words))
     records = [
-        {"question": f"{'ab' * (i % 4)}a", "steps": ["ab"], "answer": "ba" if i % 2 else "b"}
+        {"task": f"{'ab' * (i % 4)}a", "work": ["ab"], "result": "ba" if i % 2 else "b"}
         for i in range(40)
     ]
+    # One that no row of the runs can hold.
+    records[7]["task"] = "ba" * 200
     for name, part in (("records", records[:30]), ("validation", records[30:])):
         lines = "".join(json.dumps(record) + "\n" for record in part)
         (folder / f"{name}.jsonl").write_text(lines)

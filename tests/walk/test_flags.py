@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from reasoning_jax import main
+from reasoning_jax.tasks import make_task
 from tests.walk import places as places_lib
 from tests.walk.flags import FLAGS, OLD, Done
 from tests.walk.keys import ARITHMETIC, PROSQA
@@ -35,13 +36,13 @@ def get_sweep(arg=""):
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(8, marks=pytest.mark.slow)])
-def walked(request, tmp_path_factory):
+def walked(request, tmp_path_factory, unoptimised):
     """A function from a line of the table to what it did, each run once; on one device or eight."""
     folder = tmp_path_factory.mktemp("flags")
     places = {"tmp": folder}
     more = {"optimizer.learning_rate": 0.5, "train.checkpoint_every_steps": 1}
     for name, base in (
-        ("config", {**ARITHMETIC, **more, "lora.rank": 2}),
+        ("config", {**ARITHMETIC, **more, "lora.rank": 2, "sampling.temperature": 0.02}),
         ("thinking_config", {**PROSQA, **more, "latent.mode": "coconut", "latent.target":
                              "next_step", "latent.max_latent_stage": 1, "latent.stage_steps":
                              (1, 1), "latent.markers": False}),
@@ -64,7 +65,9 @@ def walked(request, tmp_path_factory):
         places[name].mkdir()
         (places[name] / "config.json").write_text('{"model_type": "llama"}')
         (places[name] / "model.safetensors").write_bytes(OLD)
-    places["question"] = "'4>1 0>2 1>7 2>3 [Q] 7 3 [R] 0'"
+    dials = {k: v for k, v in PROSQA["task"].items() if k != "name"}
+    posed = make_task(PROSQA["task"]["name"], **dials).problem(1, "validation").question
+    places["question"] = shlex.quote(posed)
     done = {}
 
     def at(name):
@@ -98,7 +101,7 @@ def walked(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_does_its_work(flag, walked, unoptimised):
+def test_a_flag_does_its_work(flag, walked):
     line, seen = FLAGS[flag]
     assert flag.split()[1] in line
     done = walked(line)
