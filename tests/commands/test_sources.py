@@ -89,7 +89,7 @@ def folder(tmp_path_factory):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_fine_tuned_run_is_whole_without_its_weights(folder, tmp_path, rank):
     """Catches: the architecture or the vocabulary read from where the weights were; parameters
     loaded only to be replaced by those of the checkpoint.
@@ -108,7 +108,7 @@ def test_a_fine_tuned_run_is_whole_without_its_weights(folder, tmp_path, rank):
     assert "n_heads" not in done("config", "show", tmp_path / "run")
     out = done("train", config, workdir, f"--config.weights.path={tmp_path}/moved [1]")
     assert "the same source" in out
-    assert "resumed from step 3" in out
+    assert "at step 3 of" in out
     done("export", workdir, f"--out={tmp_path}/out")
     done("checkpoint", "export", tmp_path / "run", f"--out={tmp_path}/again")
     # The new place is written down, so that it is now the run's own.
