@@ -387,14 +387,14 @@ def places(tmp_path_factory):
     (tmp / "empty.txt").write_text(" \n\n\t\n")
     config, vocab = tiny(), V.make_vocab(V.CharCodec("\n+-=0123456789"))
     for name in ("run", "bare", "damaged", "damaged_vocab"):
-        runfolder.open_run(tmp / name, config, [], vocab)
+        runfolder.open_run(tmp / name, config, [], vocab, config.model)
     gone = {"data": {"source": "jsonl", "path": "gone.jsonl"}, "noise": {"source": "random"}}
     learned = {"model": {"position": "learned", "max_positions": 16}}
     for name, changes in (("moved", gone), ("learned", learned)):
         values = C.to_dict(config)
         for section in changes:
             values[section] |= changes[section]
-        runfolder.open_run(tmp / name, K.from_dict(values), [], vocab)
+        runfolder.open_run(tmp / name, K.from_dict(values), [], vocab, config.model)
     for name in ("run", "bare", "damaged", "damaged_vocab", "moved", "learned", "swept/a"):
         with_a_step(tmp / name)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):

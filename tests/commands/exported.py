@@ -75,7 +75,7 @@ def saved_run(workdir, config, seed=0):
         ]
         step, opt_state = jax.tree.unflatten(jax.tree.structure((like.step, like.opt_state)), zeros)
         state = states.TrainState(step, params, opt_state)
-        runfolder.open_run(workdir, config, (), assembly.vocab)
+        runfolder.open_run(workdir, config, (), assembly.vocab, assembly.model)
         if config.weights.path:
             runfolder.keep_pretrained(workdir, read_companions(config.weights.path))
         with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -30,7 +30,8 @@ def command(capsys):
 def run_folder(tmp_path):
     values = {"train": {"steps": 300}, "optimizer": {"learning_rate": 0.5}}
     folder = tmp_path / "run"
-    runfolder.open_run(folder, from_dict(values), [], V.make_vocab(V.CharCodec("ab")))
+    config = from_dict(values)
+    runfolder.open_run(folder, config, [], V.make_vocab(V.CharCodec("ab")), config.model)
     return folder
 
 

@@ -90,7 +90,7 @@ def test_from_the_first_step_on_it_is_a_run(tmp_path):
 def test_damaged_checkpoints_stay_a_run(tmp_path):
     (tmp_path / "checkpoints" / "2.damaged").mkdir(parents=True)
     vocab = make_vocab(CharCodec("\n+-=0123456789"))
-    runfolder.open_run(tmp_path, tiny_run(), [], vocab)
+    runfolder.open_run(tmp_path, tiny_run(), [], vocab, tiny_run().model)
     with pytest.raises(ConfigError, match="changed: seed"):
         runfolder.check_same_run(tmp_path, tiny_run(seed=1))
     with pytest.raises(CheckpointError, match="no complete checkpoint"):

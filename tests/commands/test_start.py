@@ -57,7 +57,7 @@ def get_config(arg: str = ""):
     config.train.steps, config.train.batch_rows = 2, 8
     config.train.log_every_steps = config.train.checkpoint_every_steps = 1
     config.optimizer.warmup_steps = 0
-    config.sampling.max_actions = 4
+    config.sampling.max_actions = 16
     config.evaluate.problems = config.evaluate.batch_rows = 8
     config.evaluate.corrupt_tokens = 0
     return config
