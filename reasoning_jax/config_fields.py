@@ -88,6 +88,13 @@ def nearest_name(name: str, options: Mapping[str, Any] | Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(options)}"
 
 
+# Keys by the names that they have in other programs.
+_ELSEWHERE = {
+    "lr": "learning_rate", "wd": "weight_decay", "bs": "batch_rows", "batch_size": "batch_rows",
+    "max_tokens": "max_new_tokens", "max_length": "seq_len", "lora_rank": "rank", "lora_r": "rank",
+}  # fmt: skip
+
+
 def nearest_key(name: str, keys: Iterable[str]) -> str | None:
     """Of dotted keys the one that `name` was meant to be: learning_rate, lr, train.seed, or a typo.
 
@@ -95,11 +102,12 @@ def nearest_key(name: str, keys: Iterable[str]) -> str | None:
     """
     name = name[:SHOWN].lower().replace("-", "_")
     last = name.rpartition(".")[2]
+    last = _ELSEWHERE.get(last, last)
     ends = {key: key.rpartition(".")[2] for key in keys}
     meant = [key for key in ends if ends[key] == last]
     if not meant:
         near = difflib.get_close_matches(last, ends.values(), n=1, cutoff=0.75)
-        # "lr" is learning_rate.
+        # By its initials, as tp is top_p.
         meant = [key for key in ends if ends[key] in near] or [
             key for key in ends if last and last == "".join(w[:1] for w in ends[key].split("_"))
         ]

@@ -19,6 +19,7 @@ import pytest
 from reasoning_jax import config as C
 from reasoning_jax import config_check as K
 from reasoning_jax.config_check_objectives import LATENT_MODES
+from reasoning_jax.config_fields import flat, nearest_key
 from reasoning_jax.config_unread import UNREAD
 
 MAX_LINES = 6
@@ -1136,3 +1137,17 @@ def test_config_arguments_take_the_type_of_their_default(arg, changed):
 def test_wrong_config_arguments_are_refused(arg, said):
     with pytest.raises(C.ConfigError, match=said):
         C.parse_arg(arg, **ARGS)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("lr", "optimizer.learning_rate"), ("train.lr", "optimizer.learning_rate"),
+        ("wd", "optimizer.weight_decay"), ("batch-size", "train.batch_rows"),
+        ("tp", "sampling.top_p"), ("learning_rat", "optimizer.learning_rate"),
+        ("train.seed", "seed"), ("zzz", None),
+    ],
+)  # fmt: skip
+def test_the_names_that_other_programs_have_lead_to_the_key(said, meant):
+    """`lr` has the initials of two keys, and means one."""
+    assert nearest_key(said, flat(C.to_dict(C.Config()))) == meant

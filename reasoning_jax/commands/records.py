@@ -6,6 +6,7 @@ with one that does not fit later. Nothing here builds a vocabulary or starts a b
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -204,7 +205,6 @@ def measure_data(assembly: Assembly, splits: Sequence[str] = ()) -> list[str]:
 
     Raises:
       DataError, TaskError: bad records that are refused, or a source that cannot be read.
-      ConfigError: no reference answer fits sampling.max_actions.
     """
     config, sources = assembly.config, assembly.sources
     evaluated = config.evaluate.split
@@ -217,9 +217,7 @@ def measure_data(assembly: Assembly, splits: Sequence[str] = ()) -> list[str]:
     if "train" in needed and config.data.source == "jsonl":
         notes += _fit_of_settings(assembly)
     if evaluated in needed and config.data.source != "text":
-        notes += _fewer_problems(assembly, evaluated)
-        # What only reads a run may not sample at all.
-        notes += _short_budget(assembly, evaluated, refuse=not splits)
+        notes += _fewer_problems(assembly, evaluated) + _short_budget(assembly, evaluated)
     return notes
 
 
@@ -252,9 +250,9 @@ def _fewer_problems(assembly: Assembly, split: str) -> list[str]:
     return [f"evaluate.problems={wanted}, the {split} split has {there:,}: these are evaluated"]
 
 
-def _short_budget(assembly: Assembly, split: str, refuse: bool) -> list[str]:
-    """A note where reference answers are longer than what may be sampled; where all are and
-    `refuse`, a ConfigError.
+def _short_budget(assembly: Assembly, split: str) -> list[str]:
+    """A note where reference answers are longer than samples may be. Where all of them are, so that
+    every score will be 0, it goes to stderr, which --quiet leaves alone.
     """
     sampling, unit = assembly.config.sampling, assembly.sources.unit(split)
     most = sampling.max_actions
@@ -271,11 +269,13 @@ def _short_budget(assembly: Assembly, split: str, refuse: bool) -> list[str]:
         f"of {total:,} reference answers ({split} split) do not fit sampling.{key}="
         f"{getattr(sampling, key)}, the longest needs {longest} with <eos>"
     )
-    if long == total and refuse:
-        raise ConfigError(
-            f"all {told}, so that no sample can be right;\nset --config.sampling.{key}={longest} "
-            "or more"
+    if long == total:
+        print(
+            f"warning: all {told}: no sample can be right; set --config.sampling.{key}={longest} "
+            "or more",
+            file=sys.stderr,
         )
+        return []
     return [f"{long:,} {told}: they cannot be answered"]
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from reasoning_jax import sharding
-from reasoning_jax.commands import runfolder
+from reasoning_jax.commands import runfolder, sources
 from reasoning_jax.commands.assemble import assemble
 from reasoning_jax.commands.pretrained import load_pretrained
 from reasoning_jax.config import Config, to_dict
@@ -45,7 +45,8 @@ def saved_run(workdir, config, seed=0):
 
     Returns its parameters as they were saved: {"model": ..., "lora": ...}.
     """
-    assembly = assemble(config)
+    settled = sources.settle(config, workdir, sources.TRAIN)
+    assembly = assemble(settled.config)
     program = make_program(config, assembly.model, assembly.ids, assembly.thoughts)
     mesh = sharding.make_mesh(*check_devices(config, assembly.model, jax.device_count()))
     rng = np.random.default_rng(seed)
@@ -75,6 +76,7 @@ def saved_run(workdir, config, seed=0):
         ]
         step, opt_state = jax.tree.unflatten(jax.tree.structure((like.step, like.opt_state)), zeros)
         state = states.TrainState(step, params, opt_state)
+        sources.record(workdir, config, settled, None)
         runfolder.open_run(workdir, config, (), assembly.vocab, assembly.model)
         if config.weights.path:
             runfolder.keep_pretrained(workdir, read_companions(config.weights.path))

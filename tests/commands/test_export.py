@@ -188,8 +188,10 @@ def test_every_family_goes_out_and_in(name, tmp_path):
     ids that move.
     """
     base = folders.write_folder(name, tmp_path / "base")
-    config = of_weights(base)
-    assembly, params, out = exported(tmp_path, config)
+    config, run, out = of_weights(base), tmp_path / "run", tmp_path / "out"
+    assembly, params = saved_run(run, config)
+    base = base.rename(tmp_path / "gone")  # the run holds all that an export needs
+    assert rj("export", f"--workdir={run}", f"--out={out}") == 0
     check_tokenizer(out, assembly.vocab)
     check_again(tmp_path, config, assembly, params["model"], out, twice=name == "llama3")
 

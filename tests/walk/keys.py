@@ -43,6 +43,7 @@ RUNS: dict[str, dict[str, typing.Any]] = {
               "data.seq_len": 24, "objective.name": "sequencematch", "noise.rate": 0.2,
               "sequencematch.divergence": "js", "sequencematch.bc_steps": 1,
               "evaluate.problems": 6},
+    "continued": {k: v for k, v in ARITHMETIC.items() if not k.startswith("model.")},
     "records": {**_SMALL, "model.d_model": 128, "model.n_layers": 2, "model.n_heads": 4,
                 "model.n_kv_heads": 4, "model.head_dim": 32, "model.d_ff": 512,
                 "vocab.kind": "weights", "vocab.latent": True, "objective.name": "bc"},
@@ -51,6 +52,8 @@ RUNS: dict[str, dict[str, typing.Any]] = {
               "model.rope_factor": 4.0},
 }  # fmt: skip
 
+# The run that "continued" begins with, at {earlier}; it has only keys of the same training.
+EARLIER = ARITHMETIC
 # The runs that evaluate: to compile it is half of a run's time. The others are told to stop.
 EVALUATED = ("edits", "thoughts", "texts")
 
@@ -100,6 +103,8 @@ KEYS: dict[str, tuple[str, typing.Any]] = {
     "weights.path": ("records", "{weights}"),
     "weights.backspace_probability": ("records", 0.01),
     "weights.latent_rows": ("records", "ab"),
+    "start.run": ("continued", "{earlier}"),
+    "start.step": ("continued", 2),
     "vocab.kind": ("adapters", "byte"),
     "vocab.path": ("built", "{tokenizer}"),
     "vocab.backspace": ("adapters", False),

@@ -63,7 +63,7 @@ def make(folder: Path) -> dict[str, Any]:
     return {
         "tmp": folder, "texts": texts, "weights": weights, "built": built,
         "records": folder / "records.jsonl", "validation": folder / "validation.jsonl",
-        "tokenizer": folder / "tokenizer.json",
+        "tokenizer": folder / "tokenizer.json", "earlier": folder / "earlier",
     }  # fmt: skip
 
 

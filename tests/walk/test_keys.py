@@ -18,7 +18,7 @@ from reasoning_jax.config_check import from_dict
 from reasoning_jax.tasks import TASKS, task_dials
 from reasoning_jax.train import loop, watchdog
 from tests.walk import places as places_lib
-from tests.walk.keys import BESIDE, DIALS, EVALUATED, KEYS, RUNS, SPLIT, Each
+from tests.walk.keys import BESIDE, DIALS, EARLIER, EVALUATED, KEYS, RUNS, SPLIT, Each
 from tests.walk.reads import Reads, keys
 
 DEVICES = (1, 8)
@@ -36,6 +36,13 @@ STILL = {
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     return places_lib.make(tmp_path_factory.mktemp("walk"))
+
+
+def earlier(places):
+    """A run of two steps, made once, with which another begins."""
+    if not places["earlier"].exists():
+        code, said, _, _ = train("earlier", 1, {}, places)
+        assert code == loop.PREEMPTED, said
 
 
 def key_values(run, devices):
@@ -105,12 +112,15 @@ def left_behind(workdir):
 
 def train(run, devices, changed, places, without="", stop=True):
     """(exit code, what was said of mistakes, reads, folder) of `train` with the keys of a run."""
-    base = {**(SPLIT if devices == 8 else {}), **RUNS[run]}
+    if run == "continued":
+        earlier(places)
+    base = {**(SPLIT if devices == 8 else {}), **(EARLIER if run == "earlier" else RUNS[run])}
     config = places_lib.config_file(places, f"{run}_{devices}", base)
     flags = [places_lib.flag(key, value, places) for key, value in changed.items()]
     if stop and run not in EVALUATED:
         flags.append("--faults=term@step:2")
     reads, workdir = Reads(), places["tmp"] / f"run_{run}_{devices}_{without}_{stop}"
+    workdir = places["earlier"] if run == "earlier" else workdir
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         places_lib.use_devices(patch, devices)
