@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 
@@ -52,10 +53,10 @@ def get_config(arg: str = ""):
 
 
 def run(*argv):
-    """(exit code, what was printed, what was said of mistakes)."""
+    """(exit code, what was printed, what was said of mistakes: --quiet leaves out the rest)."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main.run(["reasoning-jax", *map(str, argv)])
+        code = main.run(["reasoning-jax", *map(str, argv), "--quiet"])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -134,11 +135,13 @@ def test_sample_thinks_as_the_stage_or_as_told(workdir, question, flags, shown):
     assert "cut off" not in out
 
 
-def test_sample_needs_no_data(workdir, question):
-    code, _, err = run(
-        "sample", f"--workdir={workdir}", f"--prompt={question}",
-        "--config.data.source=jsonl", "--config.data.path=gone.jsonl",
-    )  # fmt: skip
+def test_sample_needs_no_data(workdir, question, tmp_path):
+    # Catches: the data of a run opened for a command that continues prompts.
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["data"].update(source="jsonl", path="gone.jsonl")
+    (copy / "config.json").write_text(json.dumps(config))
+    code, _, err = run("sample", f"--workdir={copy}", f"--prompt={question}")
     assert (code, err) == (0, "")
 
 
@@ -262,6 +265,7 @@ def test_a_task_without_graphs_is_not_probed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     vocab = assemble(from_dict(config)).vocab
     (tmp_path / "vocab.json").write_text(json.dumps(vocab.to_dict()))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train"}) + "\n")
     code, _, err = run("probe", f"--workdir={tmp_path}")
     assert code == 2
     assert "probe reads ProsQA's graphs, and this run's questions are none" in err
