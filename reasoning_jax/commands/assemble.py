@@ -13,7 +13,7 @@ from typing import Any
 
 from reasoning_jax import vocab as vocabularies
 from reasoning_jax.commands import start as starts
-from reasoning_jax.commands.records import Sources, measure_data
+from reasoning_jax.commands.records import TRIAL, Sources, measure_data
 from reasoning_jax.commands.room import check_room, row_note, tell_beyond
 from reasoning_jax.config import (
     COMPUTE_FIELDS,
@@ -222,8 +222,10 @@ def _check_stages(assembly: Assembly) -> None:
     stages: Sequence[int] = range(curriculum.first, curriculum.last + 1)
     if curriculum.mode.removes == "tokens":
         stages = (curriculum.first,)
+    # Problems of a task are drawn one by one, and a sample of them is looked at.
+    problems = min(e.problems, TRIAL) if assembly.config.data.source == "task" else e.problems
     for stage in stages:
-        evaluation_items(assembly, e.split, e.problems, stage)
+        evaluation_items(assembly, e.split, problems, stage)
 
 
 def window_chars(config: Config) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reasoning_jax.commands.assemble import Assembly
 
 # How many problems of a task are measured before a run starts.
-_TRIAL = 64
+TRIAL = 64
 # Validation and test problems that a task source offers.
 _HELD_OUT = 100_000
 # A note is made where noise is expected to cut so many records.
@@ -284,9 +284,10 @@ def _find(assembly: Assembly, unit: Unit, split: str) -> Measured:
     config, source = assembly.config, unit.source
     row = _row_maker(assembly, source)
     if not unit.path:
-        whole = config.data.bad_rows == "skip" or config.latent.mode != "off"
-        most = config.evaluate.problems if whole and split == config.evaluate.split else 0
-        count = min(max(most, _TRIAL), len(source))
+        # Drawing a problem may take milliseconds: all that are evaluated are measured only where
+        # those that do not fit are to be left out.
+        whole = config.data.bad_rows == "skip" and split == config.evaluate.split
+        count = min(max(config.evaluate.problems if whole else 0, TRIAL), len(source))
         if config.data.bad_rows == "skip":
             row = _in_words(row)
         return measured.measure(

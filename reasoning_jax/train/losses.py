@@ -342,11 +342,11 @@ def mixed_loss(
         )
         one = jnp.float32(1)
         weighs = (1 - beta) * scale * sequencematch.discounts(data_rows, settings).sum()
-        weight = weighs / jnp.maximum(expert.trajectories, 1)
         metrics |= {
             "beta": Sum(beta, one),
             "weight_sm": Sum(weighs, expert.trajectories),
-            "share_sm": Sum(weight / jnp.maximum(beta + weight, sequencematch.ALPHAS[0]), one),
+            # A ratio of two sums, so that parts of a batch add up to the share of the whole.
+            "share_sm": Sum(weighs, beta * expert.trajectories + weighs),
             "loss_sm_data": parts[1],
             "loss_sm_model": parts[2],
             "reward_data": Sum(expert.reward, expert.actions),

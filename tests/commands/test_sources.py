@@ -156,7 +156,8 @@ def test_moved_data_go_on_and_other_data_do_not(folder, tmp_path, monkeypatch):
     data.rename(moved)
     code, out = run("train", config, workdir, "--config.train.steps=3")
     assert code == 2
-    assert str(data) in out
+    # A long path is cut.
+    assert str(data)[:60] in out
     assert "--config.data.path=PATH" in out
     code, out = run("evaluate", workdir)
     assert (code, "--config.data.path=PATH" in out) == (2, True)

@@ -118,8 +118,11 @@ def test_evaluate_gives_the_numbers_of_the_run_and_sample_goes_on(runs, tmp_path
                      "--config.evaluate.split=test", "--config.evaluate.mauve=False",
                      "--config.evaluate.saved_samples=0"]) == 0  # fmt: skip
     assert "test split" in capsys.readouterr().out
-    for argv in (("--prompt=the cät",), ("--prompt=the cät", "--config.data.path=/gone")):
-        assert main.run(["", "sample", f"--workdir={path}", *argv]) == 0
+    config = runfolder.read_json(path / "config.json")
+    for data in (config["data"]["path"], "/gone"):
+        config["data"]["path"] = data
+        (path / "config.json").write_text(json.dumps(config))
+        assert main.run(["", "sample", f"--workdir={path}", "--prompt=the cät"]) == 0
         assert capsys.readouterr().out.startswith("the cät")
 
 
