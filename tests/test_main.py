@@ -399,6 +399,8 @@ def places(tmp_path_factory):
         with_a_step(tmp / name)
     for name in ("run", "nobody", "damaged_vocab", "moved", "learned"):
         (tmp / name / "checkpoints").mkdir(parents=True)
+    # An installed package has no experiments of its own: those of the working directory are found.
+    (tmp / "configs").symlink_to(CONFIGS)
     # Without a step a folder is no run, and takes any config.
     (tmp / "run" / "metrics.jsonl").write_text('{"step": 2, "split": "train"}\n')
     (tmp / "nobody" / "checkpoints" / "3").mkdir()
