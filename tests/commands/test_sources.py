@@ -1,8 +1,6 @@
 """A run goes on without what it was made of, and knows a source by its contents, wherever it is."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -12,10 +10,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from reasoning_jax import main
 from reasoning_jax.commands import runfolder, sources, sweep
 from reasoning_jax.config import Config, ConfigError, to_dict
 from reasoning_jax.config_check import from_dict
+from tests.commands.lines import done, run
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama"
 # Characters of arithmetic as one token each; the model has 61 rows.
@@ -49,20 +47,6 @@ def get_config(arg: str = ""):
     config.evaluate.corrupt_tokens = 0
     return config
 """
-
-
-def run(*argv):
-    """(exit code, all that was printed)."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = main.run(["reasoning-jax", *map(str, argv)])
-    return code, out.getvalue()
-
-
-def done(*argv):
-    code, out = run(*argv)
-    assert code == 0, out
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """A run that begins with another run: its ids, its parameters, and what does not fit."""
 
-import contextlib
 import dataclasses
 import fcntl
-import io
 import json
 import re
 import shlex
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning_jax import main, sharding
+from reasoning_jax import sharding
 from reasoning_jax import vocab as V
 from reasoning_jax.commands import runfolder, start
 from reasoning_jax.commands.assemble import assemble
@@ -25,6 +23,7 @@ from reasoning_jax.model import attention, readout, spec, transformer
 from reasoning_jax.model.lora import Lora
 from reasoning_jax.train.checkpoint import CheckpointError, Checkpoints
 from reasoning_jax.train.state import TrainState, state_specs
+from tests.commands.lines import done, run
 from tests.small import random_tree, tiny_run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,20 +65,6 @@ def get_config(arg: str = ""):
 def get_sweep(arg: str = ""):
     return sweep("seed", (0, 1))
 """
-
-
-def run(*argv):
-    """(exit code, all that was printed)."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = main.run(["reasoning-jax", *map(str, argv)])
-    return code, out.getvalue()
-
-
-def done(*argv):
-    code, out = run(*argv)
-    assert code == 0, out
-    return out
 
 
 CODECS = {
